@@ -1,0 +1,460 @@
+#include "core/attention_problem_builder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "core/error.h"
+
+namespace attn {
+namespace {
+
+// Heads and dimensions beyond these belong to no model; the bound keeps products of empty tensors'
+// extents small.
+constexpr std::int64_t kMaxHeads = 65536;
+constexpr std::int64_t kMaxHeadDim = 65536;
+// Positions and windows beyond this are clamped or refused, so that sums of them can't overflow.
+constexpr std::int64_t kMaxPosition = std::int64_t{1} << 40;
+
+kernels::ElementType ToElementType(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return kernels::ElementType::kFloat16;
+    case DType::kBFloat16:
+      return kernels::ElementType::kBFloat16;
+    default:
+      return kernels::ElementType::kFloat32;
+  }
+}
+
+kernels::MaskType ToMaskType(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return kernels::MaskType::kFloat32;
+    case DType::kFloat16:
+      return kernels::MaskType::kFloat16;
+    case DType::kBFloat16:
+      return kernels::MaskType::kBFloat16;
+    default:
+      return kernels::MaskType::kBool;
+  }
+}
+
+absl::Status CheckBound(const char* field, const char* what, std::int64_t value,
+                        std::int64_t bound) {
+  if (value >= 1 && value <= bound) return absl::OkStatus();
+  return InvalidField(field, absl::StrCat(field, " has ", what, " ", value,
+                                          ", which is not between 1 and ", bound));
+}
+
+absl::Status CheckEqual(const char* field, const char* what, std::int64_t value, const char* other,
+                        std::int64_t expected) {
+  if (value == expected) return absl::OkStatus();
+  return InvalidField(
+      field, absl::StrCat(field, " has ", what, " ", value, ", but ", other, " has ", expected));
+}
+
+}  // namespace
+
+kernels::RowsView ProblemBuilder::Rows::View(std::int64_t row, std::int64_t first) const {
+  const auto size = static_cast<std::int64_t>(ItemSize(dtype));
+  return {static_cast<const char*>(data) + (row * batch_stride + first * row_stride) * size,
+          row_stride, head_stride};
+}
+
+absl::StatusOr<ProblemBuilder::Rows> ProblemBuilder::ReadRows(const char* field,
+                                                              const TensorView& view,
+                                                              TensorLayout layout) {
+  if (!view.defined()) return InvalidField(field, absl::StrCat(field, " is missing"));
+  if (!IsFloating(view.dtype)) {
+    return InvalidField(field, absl::StrCat(field, " is ", DTypeName(view.dtype),
+                                            ", but must be float32, float16 or bfloat16"));
+  }
+  const bool packed = layout == TensorLayout::kPacked;
+  if (view.rank != (packed ? 3 : 4)) {
+    return InvalidField(field, absl::StrCat(field, " has shape ", ShapeText(view),
+                                            ", but must have rank ", packed ? 3 : 4));
+  }
+  Rows rows;
+  rows.data = view.data;
+  rows.dtype = view.dtype;
+  const int head_axis = layout == TensorLayout::kHeadsFirst ? 1 : view.rank - 2;
+  const int row_axis = layout == TensorLayout::kHeadsFirst ? 2 : view.rank - 3;
+  rows.batch = packed ? 1 : view.extent(0);
+  rows.batch_stride = packed ? 0 : view.stride(0);
+  rows.heads = view.extent(head_axis);
+  rows.head_stride = view.stride(head_axis);
+  rows.length = view.extent(row_axis);
+  rows.row_stride = view.stride(row_axis);
+  rows.dim = view.extent(view.rank - 1);
+  ATTN_RETURN_IF_ERROR(CheckBound(field, "heads", rows.heads, kMaxHeads));
+  ATTN_RETURN_IF_ERROR(CheckBound(field, "last dimension", rows.dim, kMaxHeadDim));
+  return rows;
+}
+
+absl::Status ProblemBuilder::CheckTensors() {
+  ATTN_ASSIGN_OR_RETURN(query_, ReadRows("query", inputs_.query, inputs_.layout));
+  ATTN_ASSIGN_OR_RETURN(key_, ReadRows("key", inputs_.key, inputs_.layout));
+  ATTN_ASSIGN_OR_RETURN(value_, ReadRows("value", inputs_.value, inputs_.layout));
+  for (const auto& [field, rows] : {std::pair("key", &key_), std::pair("value", &value_)}) {
+    if (rows->dtype != query_.dtype) {
+      return InvalidField(field, absl::StrCat(field, " is ", DTypeName(rows->dtype),
+                                              ", but query is ", DTypeName(query_.dtype)));
+    }
+    ATTN_RETURN_IF_ERROR(CheckEqual(field, "batch", rows->batch, "query", query_.batch));
+  }
+  if (query_.heads % key_.heads != 0) {
+    return InvalidField(
+        "key", absl::StrCat("key has ", key_.heads, " heads, which does not divide query's ",
+                            query_.heads));
+  }
+  ATTN_RETURN_IF_ERROR(CheckEqual("key", "head_dim", key_.dim, "query", query_.dim));
+  ATTN_RETURN_IF_ERROR(CheckEqual("value", "heads", value_.heads, "key", key_.heads));
+  ATTN_RETURN_IF_ERROR(CheckEqual("value", "length", value_.length, "key", key_.length));
+  return absl::OkStatus();
+}
+
+absl::Status ProblemBuilder::CheckLayer() {
+  if (layer_ == nullptr) return absl::OkStatus();
+  ATTN_RETURN_IF_ERROR(CheckEqual("query", "heads", query_.heads, "the layer", layer_->num_heads));
+  ATTN_RETURN_IF_ERROR(CheckEqual("key", "heads", key_.heads, "the layer", layer_->num_kv_heads));
+  ATTN_RETURN_IF_ERROR(CheckEqual("query", "head_dim", query_.dim, "the layer", layer_->head_dim));
+  return CheckEqual("value", "value_dim", value_.dim, "the layer", layer_->value_dim);
+}
+
+absl::Status ProblemBuilder::CheckPast() {
+  if (!inputs_.past_key.defined() && !inputs_.past_value.defined()) return absl::OkStatus();
+  if (inputs_.past_layout == TensorLayout::kPacked) {
+    return InvalidField("past_key_value",
+                        "past_key_value.inline_kv can't be used with a packed layout");
+  }
+  const std::int64_t batch = inputs_.layout == TensorLayout::kPacked
+                                 ? static_cast<std::int64_t>(inputs_.query_lengths.size())
+                                 : query_.batch;
+  constexpr char kKey[] = "past_key_value.inline_kv.key";
+  constexpr char kValue[] = "past_key_value.inline_kv.value";
+  ATTN_ASSIGN_OR_RETURN(past_key_, ReadRows(kKey, inputs_.past_key, inputs_.past_layout));
+  ATTN_ASSIGN_OR_RETURN(past_value_, ReadRows(kValue, inputs_.past_value, inputs_.past_layout));
+  struct Pair {
+    const char* field;
+    const Rows& past;
+    const Rows& now;
+    const char* name;
+  };
+  for (const Pair& pair :
+       {Pair{kKey, past_key_, key_, "key"}, Pair{kValue, past_value_, value_, "value"}}) {
+    if (pair.past.dtype != query_.dtype) {
+      return InvalidField(pair.field, absl::StrCat(pair.field, " is ", DTypeName(pair.past.dtype),
+                                                   ", but query is ", DTypeName(query_.dtype)));
+    }
+    ATTN_RETURN_IF_ERROR(CheckEqual(pair.field, "batch", pair.past.batch, "query", batch));
+    ATTN_RETURN_IF_ERROR(
+        CheckEqual(pair.field, "heads", pair.past.heads, pair.name, pair.now.heads));
+    ATTN_RETURN_IF_ERROR(
+        CheckEqual(pair.field, "last dimension", pair.past.dim, pair.name, pair.now.dim));
+  }
+  ATTN_RETURN_IF_ERROR(CheckEqual(kValue, "length", past_value_.length, kKey, past_key_.length));
+  past_length_ = past_key_.length;
+  return absl::OkStatus();
+}
+
+absl::Status ProblemBuilder::ReadLengths(const char* field, const std::vector<std::int64_t>& given,
+                                         std::int64_t length, std::vector<std::int64_t>& lengths,
+                                         std::vector<std::int64_t>& starts) {
+  const bool packed = inputs_.layout == TensorLayout::kPacked;
+  const auto count = static_cast<std::int64_t>(given.size());
+  if (packed && given.empty() && length > 0) {
+    return InvalidField(field, absl::StrCat(field, " is missing: a packed layout needs it"));
+  }
+  if (!packed && !given.empty() && count != batch_) {
+    return InvalidField(field,
+                        absl::StrCat(field, " has ", count, " entries for a batch of ", batch_));
+  }
+  if (given.empty() && !packed) {
+    lengths.assign(static_cast<std::size_t>(batch_), length);
+    starts.assign(static_cast<std::size_t>(batch_), 0);
+    return absl::OkStatus();
+  }
+  std::int64_t start = 0;
+  for (std::int64_t row : given) {
+    if (row < 0 || row > length - (packed ? start : 0)) {
+      return InvalidField(
+          field,
+          absl::StrCat(field, " has an entry of ", row, ", which is negative or beyond ",
+                       packed ? "the packed tokens" : "the tensor's length", " (", length, ")"));
+    }
+    lengths.push_back(row);
+    starts.push_back(packed ? start : 0);
+    start += row;
+  }
+  if (packed && start != length) {
+    return InvalidField(field, absl::StrCat(field, " adds up to ", start, ", but the tensor has ",
+                                            length, " tokens"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ProblemBuilder::CheckLengths() {
+  const bool packed = inputs_.layout == TensorLayout::kPacked;
+  batch_ = packed ? static_cast<std::int64_t>(inputs_.query_lengths.size()) : query_.batch;
+  ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", inputs_.query_lengths, query_.length,
+                                   query_lengths_, problem_.query_starts_));
+  ATTN_RETURN_IF_ERROR(
+      ReadLengths("kv_lengths", inputs_.kv_lengths, key_.length, kv_lengths_, kv_starts_));
+  if (kv_lengths_.size() != query_lengths_.size()) {
+    return InvalidField("kv_lengths",
+                        absl::StrCat("kv_lengths has ", kv_lengths_.size(),
+                                     " entries, but query_lengths has ", query_lengths_.size()));
+  }
+  const auto longest = [](const std::vector<std::int64_t>& lengths) {
+    return lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+  };
+  q_len_ = longest(query_lengths_);
+  kv_len_ = past_length_ + longest(kv_lengths_);
+  padded_q_len_ = packed ? q_len_ : query_.length;
+  padded_kv_len_ = packed ? kv_len_ : past_length_ + key_.length;
+  const std::int64_t tokens = std::max(padded_q_len_, padded_kv_len_);
+  if (batch_ > max_tokens_ || tokens > max_tokens_ || batch_ * tokens > max_tokens_) {
+    return InvalidField("query",
+                        absl::StrCat("batch ", batch_, " times length ", tokens,
+                                     " is more than the limit of ", max_tokens_, " tokens"));
+  }
+  const auto& positions = inputs_.first_query_position;
+  if (!positions.empty() && static_cast<std::int64_t>(positions.size()) != batch_) {
+    return InvalidField("first_query_position",
+                        absl::StrCat("first_query_position has ", positions.size(),
+                                     " entries for a batch of ", batch_));
+  }
+  for (std::int64_t position : positions) {
+    if (position < -kMaxPosition || position > kMaxPosition) {
+      return InvalidField("first_query_position",
+                          absl::StrCat("first_query_position has an entry of ", position,
+                                       ", which is not within +-", kMaxPosition));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ProblemBuilder::ReadHeadValues(const char* field, const std::vector<float>& given,
+                                            bool finite, std::vector<float>& values) {
+  if (given.empty()) return absl::OkStatus();
+  if (static_cast<std::int64_t>(given.size()) != query_.heads) {
+    return InvalidField(
+        field, absl::StrCat(field, " has ", given.size(), " values for ", query_.heads, " heads"));
+  }
+  for (float value : given) {
+    const bool allowed = std::isfinite(value) || (!finite && value < 0.0f);  // -inf: no sink at all
+    if (!allowed) return InvalidField(field, absl::StrCat(field, " has a value of ", value));
+  }
+  values = given;
+  return absl::OkStatus();
+}
+
+absl::Status ProblemBuilder::CheckOptions() {
+  if (inputs_.output_dtype != DType::kUnspecified && !IsFloating(inputs_.output_dtype)) {
+    return InvalidField("output_dtype",
+                        absl::StrCat("output_dtype is ", DTypeName(inputs_.output_dtype),
+                                     ", but must be floating"));
+  }
+  const AttentionOptions options =
+      layer_ == nullptr ? inputs_.options : Override(layer_->options, inputs_.options);
+  kernels::AttentionArgs& args = problem_.args_;
+  const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(query_.dim)));
+  if (!std::isfinite(scale) || std::abs(scale) > std::numeric_limits<float>::max()) {
+    return InvalidField("options.scale",
+                        absl::StrCat("options.scale is ", scale, ", but must be finite"));
+  }
+  const double soft_cap = options.soft_cap.value_or(0.0);
+  if (!(soft_cap >= 0.0) || soft_cap > std::numeric_limits<float>::max()) {
+    return InvalidField("options.soft_cap", absl::StrCat("options.soft_cap is ", soft_cap,
+                                                         ", but must be finite and not negative"));
+  }
+  for (const auto& [field, given, window] :
+       {std::tuple("options.window_left", &options.window_left, &args.window_left),
+        std::tuple("options.window_right", &options.window_right, &args.window_right)}) {
+    const std::int64_t value = given->value_or(-1);
+    if (value < -1) {
+      return InvalidField(field,
+                          absl::StrCat(field, " is ", value, ", but must be -1 (off) or more"));
+    }
+    *window = std::min(value, kMaxPosition);
+  }
+  args.scale = static_cast<float>(scale);
+  args.soft_cap = static_cast<float>(soft_cap);
+  args.is_causal = options.is_causal.value_or(false);
+  ATTN_RETURN_IF_ERROR(ReadHeadValues("options.alibi_slopes",
+                                      options.alibi_slopes.value_or(std::vector<float>()), true,
+                                      problem_.alibi_slopes_));
+  return ReadHeadValues("options.sink_logits", options.sink_logits.value_or(std::vector<float>()),
+                        false, problem_.sink_logits_);
+}
+
+absl::Status ProblemBuilder::CheckMask() {
+  const TensorView& view = inputs_.attention_mask;
+  if (!view.defined()) return absl::OkStatus();
+  constexpr char kField[] = "attention_mask";
+  const bool padding = view.dtype == DType::kInt64;
+  if (!padding && !IsFloating(view.dtype) && view.dtype != DType::kBool) {
+    return InvalidField(kField,
+                        absl::StrCat("attention_mask is ", DTypeName(view.dtype),
+                                     ", but must be bool, floating, or int64 [batch, kv_len]"));
+  }
+  if (view.rank < 2 || view.rank > 4 || (padding && view.rank != 2)) {
+    return InvalidField(kField, absl::StrCat("attention_mask has shape ", ShapeText(view),
+                                             ", but must have rank ", padding ? "2" : "2 to 4"));
+  }
+  // Axes from the left: batch, heads, q_len, kv_len; a padding mask has the outer two.
+  std::array<std::int64_t, 4> strides{};
+  // A mask may be as long as the longest row or as the padded tensors; its surplus is never looked
+  // at.
+  const std::array<std::int64_t, 4> wanted = {batch_, query_.heads, q_len_, kv_len_};
+  const std::array<std::int64_t, 4> padded = {batch_, query_.heads, padded_q_len_, padded_kv_len_};
+  for (int axis = 0; axis < view.rank; ++axis) {
+    const auto target = static_cast<std::size_t>(padding ? 3 * axis : axis + 4 - view.rank);
+    const std::int64_t extent = view.extent(axis);
+    const bool hides_rest = target == 3 && extent > 1 && extent < kv_len_;
+    const bool fits = extent >= wanted[target] && extent <= padded[target];
+    if (extent != 1 && !fits && !hides_rest) {
+      return InvalidField(kField, absl::StrCat("attention_mask has shape ", ShapeText(view),
+                                               ", which does not broadcast to [", batch_, ", ",
+                                               query_.heads, ", ", q_len_, ", ", kv_len_, "]"));
+    }
+    strides[target] = extent == 1 ? 0 : view.stride(axis);
+  }
+  const std::int64_t last = view.extent(view.rank - 1);
+  kernels::Mask& mask = problem_.args_.mask;
+  mask.type = ToMaskType(view.dtype);
+  mask.data = view.data;
+  mask.batch_stride = strides[0];
+  mask.head_stride = strides[1];
+  mask.query_stride = strides[2];
+  mask.key_stride = strides[3];
+  mask.kv_extent = last == 1 ? kv_len_ : std::min(last, kv_len_);
+  return padding ? CopyPaddingMask() : absl::OkStatus();
+}
+
+absl::Status ProblemBuilder::CopyPaddingMask() {
+  const TensorView& view = inputs_.attention_mask;
+  const auto count = static_cast<std::size_t>(view.num_elements());
+  problem_.padding_mask_.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::int64_t value = 0;
+    __builtin_memcpy(&value, static_cast<const char*>(view.data) + i * sizeof(value),
+                     sizeof(value));
+    if (value != 0 && value != 1) {
+      return InvalidField("attention_mask", absl::StrCat("attention_mask has a value of ", value,
+                                                         ", but an int64 mask holds 0 and 1"));
+    }
+    problem_.padding_mask_[i] = static_cast<std::uint8_t>(value);
+  }
+  return absl::OkStatus();
+}
+
+void ProblemBuilder::MakeSequences() {
+  const auto count = static_cast<std::size_t>(batch_);
+  const bool packed = inputs_.layout == TensorLayout::kPacked;
+  problem_.spans_.reserve(2 * count);  // sequences point into it
+  problem_.sequences_.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int64_t row = packed ? 0 : static_cast<std::int64_t>(i);
+    kernels::Sequence& sequence = problem_.sequences_[i];
+    sequence.q_len = query_lengths_[i];
+    sequence.kv_len = past_length_ + kv_lengths_[i];
+    sequence.first_query_position = inputs_.first_query_position.empty()
+                                        ? sequence.kv_len - sequence.q_len
+                                        : inputs_.first_query_position[i];
+    sequence.mask_row = static_cast<std::int64_t>(i);
+    sequence.query = query_.View(row, problem_.query_starts_[i]);
+    sequence.spans = problem_.spans_.data() + problem_.spans_.size();
+    if (past_length_ > 0) {
+      const auto past_row = static_cast<std::int64_t>(i);
+      problem_.spans_.push_back(
+          {past_key_.View(past_row, 0), past_value_.View(past_row, 0), past_length_});
+    }
+    if (kv_lengths_[i] > 0) {
+      problem_.spans_.push_back(
+          {key_.View(row, kv_starts_[i]), value_.View(row, kv_starts_[i]), kv_lengths_[i]});
+    }
+    sequence.num_spans = problem_.spans_.data() + problem_.spans_.size() - sequence.spans;
+  }
+}
+
+void ProblemBuilder::DescribeProblem() {
+  kernels::AttentionArgs& args = problem_.args_;
+  const DType output_dtype =
+      inputs_.output_dtype == DType::kUnspecified ? query_.dtype : inputs_.output_dtype;
+  args.dtype = ToElementType(query_.dtype);
+  args.output_dtype = ToElementType(output_dtype);
+  args.num_heads = query_.heads;
+  args.num_kv_heads = key_.heads;
+  args.head_dim = query_.dim;
+  args.value_dim = value_.dim;
+  args.stage = inputs_.stage;
+  args.sequences = problem_.sequences_.data();
+  args.num_sequences = batch_;
+  if (!problem_.alibi_slopes_.empty()) args.alibi_slopes = problem_.alibi_slopes_.data();
+  if (!problem_.sink_logits_.empty()) args.sink_logits = problem_.sink_logits_.data();
+  if (!problem_.padding_mask_.empty()) args.mask.data = problem_.padding_mask_.data();
+  AttentionShape& shape = problem_.shape_;
+  shape = ShapeOf(args);
+  shape.output_lse = inputs_.output_lse;
+  shape.ragged = shape.ragged || q_len_ != padded_q_len_;  // all rows may be padded alike
+  problem_.padded_q_len_ = padded_q_len_;
+}
+
+absl::Status ProblemBuilder::DescribeOutputs() {
+  const AttentionShape& shape = problem_.shape_;
+  const std::int64_t tokens = query_.length;
+  const auto rows = [&](TensorLayout layout, std::int64_t heads, std::int64_t length,
+                        std::int64_t dim) {
+    switch (layout) {
+      case TensorLayout::kPacked:
+        return std::vector<std::int64_t>{length, heads, dim};
+      case TensorLayout::kTokensFirst:
+        return std::vector<std::int64_t>{batch_, length, heads, dim};
+      case TensorLayout::kHeadsFirst:
+        break;
+    }
+    return std::vector<std::int64_t>{batch_, heads, length, dim};
+  };
+  AttentionProblem::Outputs& outputs = problem_.outputs_;
+  outputs.output = {shape.output_dtype,
+                    rows(inputs_.layout, shape.num_heads, tokens, shape.value_dim)};
+  if (shape.stage != kernels::ScoreStage::kNone) {
+    outputs.attention_weights = {shape.output_dtype, {batch_, shape.num_heads, q_len_, kv_len_}};
+  }
+  if (shape.output_lse) {
+    outputs.lse = {DType::kFloat32,
+                   inputs_.layout == TensorLayout::kPacked
+                       ? std::vector<std::int64_t>{tokens, shape.num_heads}
+                       : std::vector<std::int64_t>{batch_, shape.num_heads, tokens}};
+  }
+  if (inputs_.output_present) {
+    if (problem_.present_layout_ == TensorLayout::kPacked) {
+      return InvalidField("use_cache", "use_cache can't return present in a packed layout");
+    }
+    outputs.present_key = {
+        shape.dtype, rows(problem_.present_layout_, shape.num_kv_heads, kv_len_, shape.head_dim)};
+    outputs.present_value = {
+        shape.dtype, rows(problem_.present_layout_, shape.num_kv_heads, kv_len_, shape.value_dim)};
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<AttentionProblem> ProblemBuilder::Build() {
+  problem_.layout_ = inputs_.layout;
+  problem_.present_layout_ = inputs_.present_layout.value_or(inputs_.layout);
+  ATTN_RETURN_IF_ERROR(CheckTensors());
+  ATTN_RETURN_IF_ERROR(CheckLayer());
+  ATTN_RETURN_IF_ERROR(CheckPast());
+  ATTN_RETURN_IF_ERROR(CheckLengths());
+  ATTN_RETURN_IF_ERROR(CheckOptions());
+  ATTN_RETURN_IF_ERROR(CheckMask());
+  MakeSequences();
+  DescribeProblem();
+  ATTN_RETURN_IF_ERROR(DescribeOutputs());
+  return std::move(problem_);
+}
+
+}  // namespace attn

@@ -1,0 +1,61 @@
+// What distinguishes one family of models from another when a directory is read: how its config
+// shapes attention and what its tensors are called. A new family is a file in this folder, one row
+// in families.cc and one CMake line.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "core/config_reader.h"
+#include "core/model_spec.h"
+
+namespace attn {
+
+// Bounds for what any config may say, so that absurd values are refused before they cost anything.
+inline constexpr std::uint32_t kMaxLayers = 4096;
+inline constexpr std::uint32_t kMaxHeads = 65536;
+inline constexpr std::uint32_t kMaxHeadDim = 65536;
+inline constexpr std::uint32_t kMaxHiddenSize = 1u << 20;
+inline constexpr std::uint32_t kMaxPositions = 1u << 30;
+
+// One way in which checkpoints name a layer's four projections. "{}" stands for the layer's number;
+// ".weight" and ".bias" are appended.
+struct ProjectionNames {
+  const char* query;
+  const char* key;
+  const char* value;
+  const char* output;
+};
+
+// Where a stack's self-attention lies in a checkpoint. Prefixes and namings combine freely; the
+// loader takes the combination that the file has, and refuses a file with several.
+struct StackTensors {
+  std::vector<const char*> prefixes;
+  std::vector<ProjectionNames> namings;
+  // Which projections have a bias. A file that has one which its config rules out is refused.
+  bool query_bias = true;
+  bool key_bias = true;
+  bool value_bias = true;
+  bool output_bias = true;
+};
+
+struct FamilyModel {
+  Modality modality = Modality::kUnspecified;
+  std::vector<LayerStack> stacks;
+  std::vector<StackTensors> self_attention;  // parallel to stacks
+};
+
+struct Family {
+  const char* model_type;  // as config.json says it
+  absl::StatusOr<FamilyModel> (*read)(ConfigReader& config);
+};
+
+// Reads the model with the row of its model_type, then refuses every field known to change some
+// model's attention that the row did not read. An unknown model_type is UNIMPLEMENTED.
+absl::StatusOr<FamilyModel> ReadFamilyModel(ConfigReader& config, std::span<const Family> families);
+
+std::span<const Family> BuiltinFamilies();
+
+}  // namespace attn

@@ -1,0 +1,67 @@
+#include "core/implementations/standard_attention.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/error.h"
+#include "kernels/cpu/standard_attention.h"
+
+namespace attn {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+
+std::size_t RoundUp(std::size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+class StandardAttention final : public AttentionImplementation {
+ public:
+  absl::Status Attend(const kernels::AttentionArgs& args, const AttentionShape& shape,
+                      ExecutionContext& context) const override {
+    const kernels::TaskPlan plan = kernels::cpu::PlanStandardAttention(args);
+    Executor& executor = context.device.executor();
+    const auto workers = static_cast<std::size_t>(
+        std::min<std::int64_t>(executor.threads(), std::max<std::int64_t>(plan.num_tasks, 1)));
+    const std::size_t task_bytes = RoundUp(plan.task_workspace_bytes);
+    ATTN_ASSIGN_OR_RETURN(void* const workspace, context.workspace.Take(task_bytes * workers));
+    executor.ParallelFor(plan.num_tasks, [&](std::int64_t task, int worker) {
+      kernels::cpu::RunStandardAttention(
+          args, task, static_cast<char*>(workspace) + task_bytes * static_cast<std::size_t>(worker),
+          context.cancelled);
+    });
+    // Scores of hidden keys are formed and then masked: the work is that of all pairs.
+    context.flops += 2 * static_cast<std::uint64_t>(shape.pairs) *
+                     static_cast<std::uint64_t>(shape.num_heads) *
+                     static_cast<std::uint64_t>(shape.head_dim + shape.value_dim);
+    return absl::OkStatus();
+  }
+
+  MemoryUsage WorkspaceBytes(const AttentionShape& shape, int workers) const override {
+    const std::size_t bytes =
+        kernels::cpu::StandardAttentionTaskBytes(shape.q_len, shape.longest_pairs, shape.head_dim);
+    const auto tasks = std::max<std::int64_t>(shape.batch * shape.num_heads, 1);
+    return {RoundUp(bytes) * static_cast<std::uint64_t>(std::min<std::int64_t>(workers, tasks)),
+            true};
+  }
+};
+
+absl::Status Supports(const AttentionShape&) { return absl::OkStatus(); }
+
+}  // namespace
+
+ImplementationRow StandardAttentionRow() {
+  Traits traits;
+  traits.backends = {"cpu"};
+  traits.dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  traits.exact = true;
+  traits.outputs_attentions = true;
+  traits.memory = "O(n^2)";
+  traits.compute = "O(n^2 d)";
+  traits.description =
+      "Forms each head's score matrix; every option, weights at every stage, float32 accumulation";
+  return {"standard", std::move(traits), &Supports,
+          [] { return std::unique_ptr<AttentionImplementation>(new StandardAttention); }};
+}
+
+}  // namespace attn

@@ -1,0 +1,120 @@
+#include "core/torch_support.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/InferenceMode.h>
+
+#include <memory>
+#include <mutex>
+#include <new>
+
+#include "core/error.h"
+#include "core/torch_threads.h"
+
+namespace attn {
+namespace {
+
+thread_local MemoryMeter* active_meter = nullptr;
+
+// Kept behind each allocation that was counted, so that its release is taken off the same meter. A
+// meter is only touched by the thread that counts on it; a block that another thread frees stays on
+// the count until the next Reset.
+struct CountedBlock {
+  c10::DataPtr inner;
+  MemoryMeter* meter;
+  std::size_t bytes;
+};
+
+void ReleaseCounted(void* context) {
+  std::unique_ptr<CountedBlock> block(static_cast<CountedBlock*>(context));
+  if (block->meter == active_meter) block->meter->Remove(block->bytes);
+}
+
+// LibTorch's own allocator, with a count beside it.
+class CountingAllocator final : public c10::Allocator {
+ public:
+  explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
+
+  c10::DataPtr allocate(std::size_t bytes) override {
+    c10::DataPtr data = inner_->allocate(bytes);
+    if (active_meter == nullptr || bytes == 0) return data;
+    active_meter->Add(bytes);
+    void* const pointer = data.get();
+    const c10::Device device = data.device();
+    auto block = std::make_unique<CountedBlock>(CountedBlock{std::move(data), active_meter, bytes});
+    return {pointer, block.release(), &ReleaseCounted, device};
+  }
+  // Null: blocks carry a context, so they can't be freed by their address alone.
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override {
+    inner_->copy_data(to, from, bytes);
+  }
+
+ private:
+  c10::Allocator* const inner_;
+};
+
+void InstallCountingAllocator() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    static CountingAllocator allocator(c10::GetCPUAllocator());
+    c10::SetCPUAllocator(&allocator, /*priority=*/1);
+  });
+}
+
+}  // namespace
+
+void ConfigureTorchThread(int threads) {
+  InstallCountingAllocator();
+  at::set_num_threads(threads);
+}
+
+c10::ScalarType ToScalarType(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return c10::ScalarType::Half;
+    case DType::kBFloat16:
+      return c10::ScalarType::BFloat16;
+    case DType::kInt32:
+      return c10::ScalarType::Int;
+    case DType::kInt64:
+      return c10::ScalarType::Long;
+    case DType::kBool:
+      return c10::ScalarType::Bool;
+    case DType::kInt8:
+      return c10::ScalarType::Char;
+    case DType::kFloat32:
+    case DType::kUnspecified:
+      break;
+  }
+  return c10::ScalarType::Float;
+}
+
+at::Tensor AsTensor(const TensorView& view) {
+  const auto rank = static_cast<std::size_t>(view.rank);
+  return at::from_blob(const_cast<void*>(view.data), c10::IntArrayRef(view.extents.data(), rank),
+                       c10::IntArrayRef(view.strides.data(), rank),
+                       c10::TensorOptions().dtype(ToScalarType(view.dtype)));
+}
+
+AllocationScope::AllocationScope(MemoryMeter& meter) { active_meter = &meter; }
+AllocationScope::~AllocationScope() { active_meter = nullptr; }
+
+absl::Status RunTorch(MemoryMeter& meter, const std::function<void()>& body) {
+  const AllocationScope scope(meter);
+  try {
+    const c10::InferenceMode inference;
+    body();
+    return absl::OkStatus();
+  } catch (const std::bad_alloc&) {
+    return MakeError(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
+                     "there is not enough memory for this execution");
+  } catch (const std::exception&) {
+    // Its text holds source paths and addresses: not for callers.
+    return MakeError(absl::StatusCode::kInternal, "LIBTORCH_FAILED",
+                     "LibTorch could not execute this");
+  }
+}
+
+}  // namespace attn

@@ -1,0 +1,244 @@
+#include "core/weight_loader.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "core/dtype_conversion.h"
+#include "core/error.h"
+
+namespace attn {
+namespace {
+
+constexpr std::size_t kSliceBytes = std::size_t{1} << 20;
+constexpr std::size_t kAlignment = 64;
+
+// One of the combinations of prefix and naming that a family allows.
+struct Naming {
+  const char* prefix;
+  const ProjectionNames* names;
+};
+
+std::string TensorName(const Naming& naming, const char* pattern, std::uint32_t layer,
+                       const char* suffix) {
+  return absl::StrCat(naming.prefix, absl::StrReplaceAll(pattern, {{"{}", absl::StrCat(layer)}}),
+                      suffix);
+}
+
+absl::Status BadTensor(const std::string& name, const std::string& problem) {
+  return MakeError(absl::StatusCode::kInvalidArgument, "BAD_MODEL_DIRECTORY",
+                   absl::StrCat("tensor ", name, " ", problem), {{"tensor", name}});
+}
+
+int WeightsOfFirstLayer(const ModelTensors& tensors, const Naming& naming) {
+  int present = 0;
+  for (const char* pattern :
+       {naming.names->query, naming.names->key, naming.names->value, naming.names->output}) {
+    present += tensors.Find(TensorName(naming, pattern, 0, ".weight")) != nullptr ? 1 : 0;
+  }
+  return present;
+}
+
+// The combination that most of the first layer goes by, so that a missing tensor is named as its
+// neighbours are.
+absl::StatusOr<Naming> ChooseNaming(const ModelTensors& tensors, const StackTensors& names) {
+  Naming best{names.prefixes.front(), &names.namings.front()};
+  int most = WeightsOfFirstLayer(tensors, best);
+  for (const char* prefix : names.prefixes) {
+    for (const ProjectionNames& projections : names.namings) {
+      const Naming naming{prefix, &projections};
+      if (prefix == best.prefix && &projections == best.names) continue;
+      const int present = WeightsOfFirstLayer(tensors, naming);
+      // A dual encoder, say: which of the two is meant can't be known. (An output projection alone
+      // may be shared by two namings.)
+      if (std::min(present, most) > 1) {
+        return BadTensor(TensorName(naming, projections.query, 0, ".weight"),
+                         absl::StrCat("and ", TensorName(best, best.names->query, 0, ".weight"),
+                                      " name the same layer twice"));
+      }
+      if (present > most) {
+        best = naming;
+        most = present;
+      }
+    }
+  }
+  return best;
+}
+
+// Plans one layer: `rows` of query, key and value in this order, `columns` of the hidden state.
+class LayerPlanner {
+ public:
+  LayerPlanner(const ModelTensors& tensors, const Naming& naming, const StackTensors& names,
+               std::uint32_t layer)
+      : tensors_(tensors), naming_(naming), names_(names), layer_(layer) {}
+
+  absl::StatusOr<PlannedLayer> Plan(const LayerSpec& spec, std::int64_t hidden_size) const {
+    const std::array<std::int64_t, 3> rows = {std::int64_t{spec.num_heads} * spec.head_dim,
+                                              std::int64_t{spec.num_kv_heads} * spec.head_dim,
+                                              std::int64_t{spec.num_kv_heads} * spec.value_dim};
+    const std::array<const char*, 3> patterns = {naming_.names->query, naming_.names->key,
+                                                 naming_.names->value};
+    const std::array<bool, 3> biased = {names_.query_bias, names_.key_bias, names_.value_bias};
+    PlannedLayer plan;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      ATTN_RETURN_IF_ERROR(
+          Append(patterns[i], ".weight", {rows[i], hidden_size}, plan.query_key_value_weight));
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      ATTN_RETURN_IF_ERROR(AppendBias(patterns[i], biased[i], rows[i], plan.query_key_value_bias));
+    }
+    if (!names_.query_bias && !names_.key_bias && !names_.value_bias) {
+      plan.query_key_value_bias = {};
+    }
+    const char* output = naming_.names->output;
+    const std::int64_t output_columns = std::int64_t{spec.num_heads} * spec.value_dim;
+    ATTN_RETURN_IF_ERROR(
+        Append(output, ".weight", {hidden_size, output_columns}, plan.output_weight));
+    ATTN_RETURN_IF_ERROR(AppendBias(output, names_.output_bias, hidden_size, plan.output_bias));
+    if (!names_.output_bias) plan.output_bias = {};
+    return plan;
+  }
+
+ private:
+  absl::Status Append(const char* pattern, const char* suffix,
+                      const std::vector<std::int64_t>& shape, PlannedParameter& parameter) const {
+    const std::string name = TensorName(naming_, pattern, layer_, suffix);
+    const SafetensorsEntry* entry = tensors_.Find(name);
+    if (entry == nullptr) return BadTensor(name, "is missing");
+    if (entry->shape != shape) {
+      return BadTensor(
+          name, absl::StrCat("has shape [", absl::StrJoin(entry->shape, ", "),
+                             "], but config.json calls for [", absl::StrJoin(shape, ", "), "]"));
+    }
+    if (!IsFloating(entry->dtype)) {
+      return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_MODEL",
+                       absl::StrCat("tensor ", name, " has dtype ", entry->dtype_name,
+                                    ", which is not one of F32, F16, BF16"),
+                       {{"tensor", name}, {"value", entry->dtype_name}});
+    }
+    AddPart(entry, shape, parameter);
+    return absl::OkStatus();
+  }
+
+  absl::Status AppendBias(const char* pattern, bool expected, std::int64_t rows,
+                          PlannedParameter& parameter) const {
+    if (expected) return Append(pattern, ".bias", {rows}, parameter);
+    const std::string name = TensorName(naming_, pattern, layer_, ".bias");
+    if (tensors_.Find(name) != nullptr) {
+      return BadTensor(name, "is there, but config.json rules it out");
+    }
+    AddPart(nullptr, {rows}, parameter);
+    return absl::OkStatus();
+  }
+
+  static void AddPart(const SafetensorsEntry* entry, const std::vector<std::int64_t>& shape,
+                      PlannedParameter& parameter) {
+    std::int64_t elements = 1;
+    for (std::int64_t extent : shape) elements *= extent;
+    parameter.parts.push_back({entry, elements});
+    if (parameter.shape.empty()) {
+      parameter.shape = shape;
+    } else {
+      parameter.shape[0] += shape[0];
+    }
+  }
+
+  const ModelTensors& tensors_;
+  const Naming& naming_;
+  const StackTensors& names_;
+  std::uint32_t layer_;
+};
+
+absl::StatusOr<std::shared_ptr<void>> Allocate(std::size_t bytes) {
+  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* memory = std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
+  if (memory == nullptr) {
+    return MakeError(absl::StatusCode::kResourceExhausted, "NO_MEMORY",
+                     absl::StrCat("no memory for ", bytes, " bytes of weights"));
+  }
+  return std::shared_ptr<void>(memory, std::free);
+}
+
+absl::StatusOr<Parameter> LoadParameter(const PlannedParameter& plan, DType dtype,
+                                        const SliceRunner& run_slice) {
+  Parameter parameter;
+  if (plan.parts.empty()) return parameter;
+  parameter.dtype = dtype;
+  parameter.shape = plan.shape;
+  const std::size_t item = ItemSize(dtype);
+  ATTN_ASSIGN_OR_RETURN(const std::shared_ptr<void> memory,
+                        Allocate(static_cast<std::size_t>(parameter.num_elements()) * item));
+  auto* target = static_cast<unsigned char*>(memory.get());
+  for (const PlannedParameter::Part& part : plan.parts) {
+    const DType from = part.entry == nullptr ? dtype : part.entry->dtype;
+    const std::size_t slice = kSliceBytes / std::max(ItemSize(from), item);
+    const auto elements = static_cast<std::size_t>(part.elements);
+    for (std::size_t begin = 0; begin < elements; begin += slice) {
+      const std::size_t count = std::min(slice, elements - begin);
+      ATTN_RETURN_IF_ERROR(run_slice([&] {
+        unsigned char* to = target + begin * item;
+        if (part.entry == nullptr) {
+          std::memset(to, 0, count * item);
+        } else {
+          ConvertElements(part.entry->data + begin * ItemSize(from), from, to, dtype, count);
+        }
+      }));
+    }
+    target += elements * item;
+  }
+  parameter.data = memory;
+  return parameter;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<PlannedLayer>> PlanSelfAttention(const ModelTensors& tensors,
+                                                            const LayerStack& stack,
+                                                            const StackTensors& names) {
+  ATTN_ASSIGN_OR_RETURN(const Naming naming, ChooseNaming(tensors, names));
+  std::vector<PlannedLayer> layers;
+  for (const LayerSpec& run : stack.self_attention) {
+    for (std::uint32_t i = 0; i < run.repeat; ++i) {
+      const LayerPlanner planner(tensors, naming, names, static_cast<std::uint32_t>(layers.size()));
+      ATTN_ASSIGN_OR_RETURN(PlannedLayer layer, planner.Plan(run, stack.hidden_size));
+      layers.push_back(std::move(layer));
+    }
+  }
+  return layers;
+}
+
+DType StoredDType(const std::vector<PlannedLayer>& layers) {
+  DType dtype = DType::kUnspecified;
+  for (const PlannedLayer& layer : layers) {
+    for (const PlannedParameter* parameter :
+         {&layer.query_key_value_weight, &layer.query_key_value_bias, &layer.output_weight,
+          &layer.output_bias}) {
+      for (const PlannedParameter::Part& part : parameter->parts) {
+        if (part.entry == nullptr || part.entry->dtype == dtype) continue;
+        if (dtype != DType::kUnspecified) return DType::kFloat32;
+        dtype = part.entry->dtype;
+      }
+    }
+  }
+  return dtype;
+}
+
+absl::StatusOr<LayerWeights> LoadLayer(const PlannedLayer& plan, DType dtype,
+                                       const SliceRunner& run_slice) {
+  LayerWeights weights;
+  ATTN_ASSIGN_OR_RETURN(weights.query_key_value.weight,
+                        LoadParameter(plan.query_key_value_weight, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.query_key_value.bias,
+                        LoadParameter(plan.query_key_value_bias, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.output.weight, LoadParameter(plan.output_weight, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.output.bias, LoadParameter(plan.output_bias, dtype, run_slice));
+  return weights;
+}
+
+}  // namespace attn

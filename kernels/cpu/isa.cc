@@ -1,0 +1,56 @@
+// Detection, compiled without the flags of any instruction set.
+#include "kernels/cpu/isa.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/isa_units.h"
+
+namespace attn::kernels::cpu {
+namespace {
+
+// What the unit's flags let the compiler use; asks the operating system too whether it saves the
+// registers.
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool HasAnything() { return true; }
+
+constexpr IsaKernels kRows[] = {
+    {"avx512", &HasAvx512, &avx512::StandardAttention},
+    {"avx2", &HasAvx2, &avx2::StandardAttention},
+    {"scalar", &HasAnything, &scalar::StandardAttention},
+};
+constexpr int64_t kNumRows = sizeof(kRows) / sizeof(kRows[0]);
+
+const IsaChoice& Chosen() {
+  static const IsaChoice choice = ChooseIsa(getenv("ATTN_FORCE_ISA"));
+  return choice;
+}
+
+}  // namespace
+
+IsaTable CompiledIsas() noexcept { return {kRows, kNumRows}; }
+
+IsaChoice ChooseIsa(const char* forced) noexcept {
+  __builtin_cpu_init();
+  const bool any = forced == nullptr || *forced == '\0';
+  IsaChoice choice = {&kRows[kNumRows - 1], "ATTN_FORCE_ISA must be one of avx512, avx2, scalar"};
+  for (const IsaKernels& row : kRows) {
+    if (!any && strcmp(row.name, forced) != 0) continue;
+    if (row.supported()) return {&row, nullptr};
+    choice.error = "ATTN_FORCE_ISA names an instruction set that this CPU does not have";
+  }
+  return choice;
+}
+
+const IsaKernels& ActiveIsa() noexcept { return *Chosen().row; }
+
+const char* ForcedIsaError() noexcept { return Chosen().error; }
+
+}  // namespace attn::kernels::cpu

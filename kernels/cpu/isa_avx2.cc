@@ -1,0 +1,27 @@
+// The kernels' texts for AVX2 with FMA and F16C. Flags of this instruction set: nothing is included
+// whose inline functions could be linked into the rest of the program
+// (tests/kernels/isa_symbols.sh).
+#include <immintrin.h>
+
+#include "kernels/attention_args.h"
+#include "kernels/cpu/isa_units.h"
+
+#define ATTN_VEC_BYTES 32
+
+namespace attn::kernels::avx2 {
+namespace {
+// Each text builds on the ones before it.
+// clang-format off
+#include "kernels/cpu/vec-inl.h"
+#include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/score_row-inl.h"
+#include "kernels/cpu/standard_attention-inl.h"
+// clang-format on
+}  // namespace
+
+void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
+                       const bool* cancelled) {
+  StandardAttentionTask(args, task, workspace, cancelled);
+}
+
+}  // namespace attn::kernels::avx2

@@ -1,0 +1,25 @@
+// The kernels' texts for any x86-64 CPU (four lanes of SSE2). Flags of this instruction set:
+// nothing is included whose inline functions could be linked into the rest of the program
+// (tests/kernels/isa_symbols.sh).
+#include "kernels/attention_args.h"
+#include "kernels/cpu/isa_units.h"
+
+#define ATTN_VEC_BYTES 16
+
+namespace attn::kernels::scalar {
+namespace {
+// Each text builds on the ones before it.
+// clang-format off
+#include "kernels/cpu/vec-inl.h"
+#include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/score_row-inl.h"
+#include "kernels/cpu/standard_attention-inl.h"
+// clang-format on
+}  // namespace
+
+void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
+                       const bool* cancelled) {
+  StandardAttentionTask(args, task, workspace, cancelled);
+}
+
+}  // namespace attn::kernels::scalar

@@ -1,0 +1,169 @@
+// Vectors of the unit's width over GCC's and Clang's vector extensions, and loads and stores of
+// each element type. Included once by each isa_<isa>.cc inside its own namespace, after
+// ATTN_VEC_BYTES; compiler builtins stand in for headers, whose inline functions would leak out of
+// the unit.
+
+constexpr int kLanes = ATTN_VEC_BYTES / 4;
+
+typedef float VecF __attribute__((vector_size(ATTN_VEC_BYTES)));
+typedef int32_t VecI __attribute__((vector_size(ATTN_VEC_BYTES)));
+typedef uint32_t VecU __attribute__((vector_size(ATTN_VEC_BYTES)));
+typedef uint16_t VecHalf __attribute__((vector_size(ATTN_VEC_BYTES / 2)));
+
+constexpr float kInfinity = __builtin_inff();
+
+inline bool IsCancelled(const bool* cancelled) {
+  return cancelled != nullptr && __atomic_load_n(cancelled, __ATOMIC_RELAXED);
+}
+
+inline VecF Broadcast(float value) { return VecF{} + value; }
+
+inline VecF Load(const float* from) {
+  VecF v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+inline void Store(VecF v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
+
+inline float HorizontalSum(VecF v) {
+  float lanes[kLanes];
+  Store(v, lanes);
+  for (int width = kLanes / 2; width >= 1; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+inline uint32_t BitsOf(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline float FloatOf(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// float16 is float32 with a short exponent: shifted into place it is off by 2^112, which a
+// multiplication mends for normal and subnormal numbers alike; infinities and NaNs get their
+// exponent back.
+inline float WidenFloat16(uint16_t half) {
+  const uint32_t magnitude = (half & 0x7fffu) << 13;
+  const uint32_t special = (half & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+  return FloatOf(BitsOf(FloatOf(magnitude) * 0x1p112f) | special | (half & 0x8000u) << 16);
+}
+
+inline float WidenBFloat16(uint16_t half) { return FloatOf(static_cast<uint32_t>(half) << 16); }
+
+// To nearest, ties to even; a NaN stays one.
+inline uint16_t NarrowBFloat16(float value) {
+  const uint32_t bits = BitsOf(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+inline uint16_t NarrowFloat16(float value) {
+  const uint32_t bits = BitsOf(value);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  // From 65520 on the nearest multiple is 65536 or more: infinity.
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the last bits.
+    return static_cast<uint16_t>(sign | (BitsOf(FloatOf(magnitude) + 0.5f) - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+inline uint16_t LoadHalf(const uint16_t* from) {
+  uint16_t half;
+  __builtin_memcpy(&half, from, sizeof(half));
+  return half;
+}
+
+inline VecHalf LoadHalves(const uint16_t* from) {
+  VecHalf halves;
+  __builtin_memcpy(&halves, from, sizeof(halves));
+  return halves;
+}
+
+inline VecF WidenFloat16(VecHalf halves) {
+#if ATTN_VEC_BYTES == 64
+  // The unmasked form starts from an undefined register, which GCC 12 warns of.
+  return reinterpret_cast<VecF>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(halves)));
+#elif ATTN_VEC_BYTES == 32
+  return reinterpret_cast<VecF>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(halves)));
+#else
+  const VecU half = __builtin_convertvector(halves, VecU);
+  const VecF magnitude = reinterpret_cast<VecF>((half & 0x7fffu) << 13) * 0x1p112f;
+  const VecU special = reinterpret_cast<VecU>((half & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+  return reinterpret_cast<VecF>(reinterpret_cast<VecU>(magnitude) | special |
+                                (half & 0x8000u) << 16);
+#endif
+}
+
+// Reads elements of one type as float32.
+template <ElementType kType>
+struct Elements;
+
+template <>
+struct Elements<ElementType::kFloat32> {
+  typedef float Type;
+  static inline VecF LoadVec(const float* from) { return Load(from); }
+  static inline float LoadOne(const float* from) {
+    float value;
+    __builtin_memcpy(&value, from, sizeof(value));
+    return value;
+  }
+};
+
+template <>
+struct Elements<ElementType::kBFloat16> {
+  typedef uint16_t Type;
+  static inline VecF LoadVec(const uint16_t* from) {
+    return reinterpret_cast<VecF>(__builtin_convertvector(LoadHalves(from), VecU) << 16);
+  }
+  static inline float LoadOne(const uint16_t* from) { return WidenBFloat16(LoadHalf(from)); }
+};
+
+template <>
+struct Elements<ElementType::kFloat16> {
+  typedef uint16_t Type;
+  static inline VecF LoadVec(const uint16_t* from) { return WidenFloat16(LoadHalves(from)); }
+  static inline float LoadOne(const uint16_t* from) { return WidenFloat16(LoadHalf(from)); }
+};
+
+// The first `count` <= kLanes elements; the lanes beyond are zero and their memory is not touched.
+template <ElementType kType>
+inline VecF LoadFirst(const typename Elements<kType>::Type* from, int64_t count) {
+  if (count == kLanes) return Elements<kType>::LoadVec(from);
+  float values[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) values[i] = Elements<kType>::LoadOne(from + i);
+  return Load(values);
+}
+
+// Writes the first `count` <= kLanes lanes as elements [at, at + count) of `to`, rounded to nearest
+// even.
+inline void StoreFirst(VecF v, int64_t count, ElementType type, void* to, int64_t at) {
+  float values[kLanes];
+  Store(v, values);
+  if (type == ElementType::kFloat32) {
+    char* const bytes = static_cast<char*>(to) + at * 4;
+    if (count == kLanes) {
+      __builtin_memcpy(bytes, &v, sizeof(v));
+    } else {
+      __builtin_memcpy(bytes, values, static_cast<size_t>(count) * 4);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const uint16_t half =
+        type == ElementType::kFloat16 ? NarrowFloat16(values[i]) : NarrowBFloat16(values[i]);
+    __builtin_memcpy(static_cast<char*>(to) + (at + i) * 2, &half, sizeof(half));
+  }
+}

@@ -1,0 +1,38 @@
+// The wire: the only file that knows how tensors travel. Decoding yields plain calls with views
+// over the received bytes, gathered once; encoding puts message headers around tensors that stay
+// where they were computed. Without gRPC.
+#pragma once
+
+#include <google/protobuf/io/zero_copy_stream.h>
+#include <google/protobuf/message.h>
+
+#include <functional>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "server/answer.h"
+#include "server/calls.h"
+
+namespace attn::server {
+
+// A received message; `open` gives its bytes from the start, as often as it is called.
+struct RequestBytes {
+  std::uint64_t size = 0;
+  std::function<std::unique_ptr<google::protobuf::io::ZeroCopyInputStream>()> open;
+};
+
+// Counts first (server/wire_limits.h), then parses. INVALID_ARGUMENT (reason MALFORMED_MESSAGE).
+absl::Status ParseMessage(const RequestBytes& bytes, google::protobuf::Message& message);
+
+// INVALID_ARGUMENT with the field where a tensor's dtype, shape and bytes do not fit together;
+// UNIMPLEMENTED for sessions, shared memory and result slots.
+absl::StatusOr<AttendCall> DecodeAttend(const RequestBytes& bytes);
+absl::StatusOr<ForwardCall> DecodeForward(const RequestBytes& bytes);
+
+Answer EncodeAttend(const AttentionAnswer& answer);
+Answer EncodeForward(const AttentionAnswer& answer);
+
+// A message without tensors.
+Answer EncodeMessage(const google::protobuf::Message& message);
+
+}  // namespace attn::server

@@ -1,0 +1,169 @@
+#include "server/dispatcher.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/checked_math.h"
+#include "core/error.h"
+#include "server/admin_handlers.h"
+#include "server/attention_handlers.h"
+
+namespace attn::server {
+namespace {
+
+namespace proto = attention::v1;
+
+// A parsed message is this many times larger than its bytes at most, tensors aside (WireLimits
+// bounds the rest).
+constexpr std::uint64_t kRequestCopies = 2;
+// Control-plane requests that may wait for the background executor.
+constexpr int kMaxBackgroundCalls = 16;
+
+void EncodeDone(absl::StatusOr<AttentionAnswer> answer, Answer (*encode)(const AttentionAnswer&),
+                const RpcDone& done) {
+  if (!answer.ok()) return done(answer.status(), {});
+  done(absl::OkStatus(), encode(*answer));
+}
+
+void DispatchForward(ServerState& state, const RequestBytes& bytes,
+                     std::shared_ptr<CallContext> context, RpcDone done) {
+  absl::StatusOr<ForwardCall> call = DecodeForward(bytes);
+  if (!call.ok()) return done(call.status(), {});
+  HandleForward(state, *std::move(call), std::move(context),
+                [done = std::move(done)](absl::StatusOr<AttentionAnswer> answer) {
+                  EncodeDone(std::move(answer), &EncodeForward, done);
+                });
+}
+
+void DispatchAttend(ServerState& state, const RequestBytes& bytes,
+                    std::shared_ptr<CallContext> context, RpcDone done) {
+  absl::StatusOr<AttendCall> call = DecodeAttend(bytes);
+  if (!call.ok()) return done(call.status(), {});
+  HandleAttend(state, *std::move(call), std::move(context),
+               [done = std::move(done)](absl::StatusOr<AttentionAnswer> answer) {
+                 EncodeDone(std::move(answer), &EncodeAttend, done);
+               });
+}
+
+// An rpc whose handler is a function of messages.
+template <typename Request, typename Response>
+Rpc MessageRpc(const char* name, absl::Status (*handler)(ServerState&, const Request&, Response&)) {
+  return {name, [handler](ServerState& state, const RequestBytes& bytes,
+                          std::shared_ptr<CallContext>, RpcDone done) {
+            Request request;
+            Response response;
+            absl::Status status = ParseMessage(bytes, request);
+            if (status.ok()) status = handler(state, request, response);
+            done(status, status.ok() ? EncodeMessage(response) : Answer());
+          }};
+}
+
+// The same on the background executor, for work that takes longer than a caller's thread may.
+template <typename Request, typename Response>
+Rpc BackgroundRpc(const char* name,
+                  absl::Status (*handler)(ServerState&, const Request&, Response&)) {
+  const auto waiting = std::make_shared<std::atomic<int>>(0);
+  return {name, [handler, waiting](ServerState& state, const RequestBytes& bytes,
+                                   std::shared_ptr<CallContext> context, RpcDone done) {
+            auto request = std::make_shared<Request>();
+            absl::Status parsed = ParseMessage(bytes, *request);
+            if (!parsed.ok()) return done(std::move(parsed), {});
+            if (waiting->fetch_add(1) >= kMaxBackgroundCalls) {
+              waiting->fetch_sub(1);
+              absl::Status busy = MakeError(absl::StatusCode::kResourceExhausted, "BUSY",
+                                            "too many requests of this kind are waiting");
+              SetRetryDelay(busy, 1.0);
+              return done(std::move(busy), {});
+            }
+            state.background().Post(
+                [handler, waiting, &state, request, context, done = std::move(done)] {
+                  waiting->fetch_sub(1);
+                  Response response;
+                  absl::Status status = context->Wanted();
+                  if (status.ok()) status = handler(state, *request, response);
+                  done(status, status.ok() ? EncodeMessage(response) : Answer());
+                });
+          }};
+}
+
+Rpc UnimplementedRpc(const char* name) {
+  return {name,
+          [name](ServerState&, const RequestBytes&, std::shared_ptr<CallContext>, RpcDone done) {
+            done(MakeError(absl::StatusCode::kUnimplemented, "RPC_UNIMPLEMENTED",
+                           absl::StrCat(name, " is not supported by this server")),
+                 {});
+          }};
+}
+
+}  // namespace
+
+namespace rpcs {
+const Rpc kForward{"Forward", &DispatchForward};
+const Rpc kAttend{"Attend", &DispatchAttend};
+const Rpc kGetServerInfo = MessageRpc("GetServerInfo", &HandleGetServerInfo);
+const Rpc kListModels = MessageRpc("ListModels", &HandleListModels);
+const Rpc kLoadModel = BackgroundRpc("LoadModel", &HandleLoadModel);
+const Rpc kUnloadModel = MessageRpc("UnloadModel", &HandleUnloadModel);
+const Rpc kSwitchAttention = MessageRpc("SwitchAttention", &HandleSwitchAttention);
+const Rpc kListImplementations = MessageRpc("ListImplementations", &HandleListImplementations);
+const Rpc kGetHardware = MessageRpc("GetHardware", &HandleGetHardware);
+const Rpc kStream = UnimplementedRpc("Stream");
+const Rpc kOpenSession = UnimplementedRpc("OpenSession");
+const Rpc kForkSession = UnimplementedRpc("ForkSession");
+const Rpc kGetSession = UnimplementedRpc("GetSession");
+const Rpc kCloseSession = UnimplementedRpc("CloseSession");
+const Rpc kRegisterSharedMemory = UnimplementedRpc("RegisterSharedMemory");
+const Rpc kUnregisterSharedMemory = UnimplementedRpc("UnregisterSharedMemory");
+const Rpc kSelectAttention = UnimplementedRpc("SelectAttention");
+const Rpc kBenchmarkAttention = UnimplementedRpc("BenchmarkAttention");
+const Rpc kListSessions = UnimplementedRpc("ListSessions");
+}  // namespace rpcs
+
+void Dispatcher::Dispatch(const Rpc& rpc, RequestBytes bytes, std::shared_ptr<CallContext> context,
+                          RpcDone done) {
+  state_.metrics().Start(rpc.name, bytes.size);
+  const bool entered = Enter();
+  auto reservation = std::make_shared<MemoryBudget::Reservation>();
+  // Keeps the call's bytes reserved until it is answered.
+  RpcDone finish = [this, &rpc, entered, reservation, context, done = std::move(done)](
+                       absl::Status status, Answer answer) {
+    const std::uint64_t sent = answer.bytes();
+    state_.metrics().Finish(rpc.name, *context, absl::StatusCodeToString(status.code()), sent);
+    done(std::move(status), std::move(answer));
+    if (entered) Leave();
+  };
+  if (!entered) {
+    absl::Status draining =
+        MakeError(absl::StatusCode::kUnavailable, "DRAINING", "the server is shutting down");
+    return finish(std::move(draining), {});
+  }
+  absl::StatusOr<MemoryBudget::Reservation> reserved =
+      state_.budget().Reserve(SaturatingMultiply(bytes.size, kRequestCopies));
+  if (!reserved.ok()) return finish(reserved.status(), {});
+  *reservation = *std::move(reserved);
+  rpc.handle(state_, bytes, std::move(context), std::move(finish));
+}
+
+bool Dispatcher::Enter() {
+  std::lock_guard lock(mutex_);
+  if (draining_) return false;
+  ++in_flight_;
+  return true;
+}
+
+void Dispatcher::Leave() {
+  std::lock_guard lock(mutex_);
+  if (--in_flight_ == 0) idle_.notify_all();
+}
+
+void Dispatcher::BeginDrain() {
+  std::lock_guard lock(mutex_);
+  draining_ = true;
+}
+
+bool Dispatcher::WaitUntilIdle(std::chrono::steady_clock::time_point deadline) {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_until(lock, deadline, [this] { return in_flight_ == 0; });
+}
+
+}  // namespace attn::server

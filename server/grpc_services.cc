@@ -1,0 +1,165 @@
+#include "server/grpc_services.h"
+
+#include <grpcpp/support/proto_buffer_reader.h>
+#include <grpcpp/support/server_callback.h>
+
+#include "attention/v1/admin.grpc.pb.h"
+#include "attention/v1/attention.grpc.pb.h"
+#include "server/grpc_status.h"
+
+namespace attn::server {
+namespace {
+
+using grpc::ByteBuffer;
+using grpc::CallbackServerContext;
+
+Clock::time_point DeadlineOf(const CallbackServerContext& context) {
+  const std::chrono::system_clock::time_point deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) return Clock::time_point::max();
+  return Clock::now() + (deadline - std::chrono::system_clock::now());
+}
+
+// A slice over memory that stays alive as long as gRPC sends it.
+grpc::Slice ToSlice(AnswerPiece piece) {
+  auto* const owner = new AnswerPiece(std::move(piece));
+  return {const_cast<void*>(owner->data()), owner->size(),
+          [](void* user_data) { delete static_cast<AnswerPiece*>(user_data); }, owner};
+}
+
+ByteBuffer ToByteBuffer(Answer answer) {
+  std::vector<grpc::Slice> slices;
+  slices.reserve(answer.pieces.size());
+  for (AnswerPiece& piece : answer.pieces) slices.push_back(ToSlice(std::move(piece)));
+  return {slices.data(), slices.size()};
+}
+
+// One unary call; deletes itself when gRPC is done with it.
+class UnaryCall final : public grpc::ServerUnaryReactor {
+ public:
+  UnaryCall(Dispatcher& dispatcher, const Rpc& rpc, CallbackServerContext& context,
+            const ByteBuffer& request, ByteBuffer& response)
+      : call_(std::make_shared<CallContext>(DeadlineOf(context))) {
+    RequestBytes bytes;
+    bytes.size = request.Length();
+    // The reader wants a mutable pointer and only takes references of the slices.
+    bytes.open = [buffer = const_cast<ByteBuffer*>(&request)] {
+      return std::make_unique<grpc::ProtoBufferReader>(buffer);
+    };
+    dispatcher.Dispatch(rpc, std::move(bytes), call_,
+                        [this, &context, &response](absl::Status status, Answer answer) {
+                          if (status.ok()) response = ToByteBuffer(std::move(answer));
+                          Finish(ToGrpcStatus(status, context));
+                        });
+  }
+
+  void OnCancel() override { call_->Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  const std::shared_ptr<CallContext> call_;
+};
+
+// The streams that are not there yet: the dispatcher's answer, without reading.
+template <typename Reactor>
+class RefusedStream final : public Reactor {
+ public:
+  RefusedStream(Dispatcher& dispatcher, const Rpc& rpc, CallbackServerContext& context) {
+    dispatcher.Dispatch(rpc, RequestBytes(), std::make_shared<CallContext>(),
+                        [this, &context](absl::Status status, const Answer&) {
+                          this->Finish(ToGrpcStatus(status, context));
+                        });
+  }
+  void OnDone() override { delete this; }
+};
+
+// The methods of a service differ in their names alone.
+#define ATTN_UNARY(method)                                                                    \
+  grpc::ServerUnaryReactor* method(CallbackServerContext* context, const ByteBuffer* request, \
+                                   ByteBuffer* response) override {                           \
+    return new UnaryCall(dispatcher_, rpcs::k##method, *context, *request, *response);        \
+  }
+
+using attention::v1::AttentionService;
+template <typename Base>
+using RawSessions = AttentionService::WithRawCallbackMethod_OpenSession<
+    AttentionService::WithRawCallbackMethod_ForkSession<
+        AttentionService::WithRawCallbackMethod_GetSession<
+            AttentionService::WithRawCallbackMethod_CloseSession<Base>>>>;
+template <typename Base>
+using RawSharedMemory = AttentionService::WithRawCallbackMethod_RegisterSharedMemory<
+    AttentionService::WithRawCallbackMethod_UnregisterSharedMemory<Base>>;
+using RawAttentionService = AttentionService::WithRawCallbackMethod_Forward<
+    AttentionService::WithRawCallbackMethod_Attend<AttentionService::WithRawCallbackMethod_Stream<
+        AttentionService::WithRawCallbackMethod_GetServerInfo<
+            RawSessions<RawSharedMemory<AttentionService::Service>>>>>>;
+
+class AttentionServiceImpl final : public RawAttentionService {
+ public:
+  explicit AttentionServiceImpl(Dispatcher& dispatcher) : dispatcher_(dispatcher) {}
+
+  ATTN_UNARY(Forward)
+  ATTN_UNARY(Attend)
+  ATTN_UNARY(GetServerInfo)
+  ATTN_UNARY(OpenSession)
+  ATTN_UNARY(ForkSession)
+  ATTN_UNARY(GetSession)
+  ATTN_UNARY(CloseSession)
+  ATTN_UNARY(RegisterSharedMemory)
+  ATTN_UNARY(UnregisterSharedMemory)
+
+  grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* Stream(CallbackServerContext* context) override {
+    return new RefusedStream<grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>>(
+        dispatcher_, rpcs::kStream, *context);
+  }
+
+ private:
+  Dispatcher& dispatcher_;
+};
+
+using attention::v1::AdminService;
+template <typename Base>
+using RawModels = AdminService::WithRawCallbackMethod_ListModels<
+    AdminService::WithRawCallbackMethod_LoadModel<AdminService::WithRawCallbackMethod_UnloadModel<
+        AdminService::WithRawCallbackMethod_SwitchAttention<Base>>>>;
+using RawAdminService = RawModels<AdminService::WithRawCallbackMethod_SelectAttention<
+    AdminService::WithRawCallbackMethod_BenchmarkAttention<
+        AdminService::WithRawCallbackMethod_ListImplementations<
+            AdminService::WithRawCallbackMethod_ListSessions<
+                AdminService::WithRawCallbackMethod_GetHardware<AdminService::Service>>>>>>;
+
+class AdminServiceImpl final : public RawAdminService {
+ public:
+  explicit AdminServiceImpl(Dispatcher& dispatcher) : dispatcher_(dispatcher) {}
+
+  ATTN_UNARY(ListModels)
+  ATTN_UNARY(LoadModel)
+  ATTN_UNARY(UnloadModel)
+  ATTN_UNARY(SwitchAttention)
+  ATTN_UNARY(SelectAttention)
+  ATTN_UNARY(ListImplementations)
+  ATTN_UNARY(ListSessions)
+  ATTN_UNARY(GetHardware)
+
+  grpc::ServerWriteReactor<ByteBuffer>* BenchmarkAttention(CallbackServerContext* context,
+                                                           const ByteBuffer*) override {
+    return new RefusedStream<grpc::ServerWriteReactor<ByteBuffer>>(
+        dispatcher_, rpcs::kBenchmarkAttention, *context);
+  }
+
+ private:
+  Dispatcher& dispatcher_;
+};
+
+#undef ATTN_UNARY
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeAttentionService(Dispatcher& dispatcher) {
+  return std::make_unique<AttentionServiceImpl>(dispatcher);
+}
+
+std::unique_ptr<grpc::Service> MakeAdminService(Dispatcher& dispatcher) {
+  return std::make_unique<AdminServiceImpl>(dispatcher);
+}
+
+}  // namespace attn::server

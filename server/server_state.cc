@@ -1,0 +1,53 @@
+#include "server/server_state.h"
+
+#include <random>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/string_view.h"
+
+namespace attn::server {
+namespace {
+
+// Scratch memory that stays allocated between executions.
+constexpr std::size_t kKeptWorkspaceBytes = std::size_t{256} << 20;
+
+std::string MakeEpoch() {
+  std::random_device random;
+  std::string bytes;
+  for (int i = 0; i < 8; ++i) bytes.push_back(static_cast<char>(random() & 0xff));
+  return absl::BytesToHexString(bytes);
+}
+
+}  // namespace
+
+ServerState::ServerState(const ServerOptions& options, ImplementationTable table)
+    : options_(options),
+      epoch_(MakeEpoch()),
+      budget_(std::make_shared<MemoryBudget>(options.limits.max_inflight_bytes)) {
+  devices_.push_back(CreateCpuDevice(options.cpu));
+  std::vector<DeviceSlot> slots;
+  for (const std::unique_ptr<Device>& device : devices_) {
+    workspaces_.push_back(std::make_unique<Workspace>(*device, options.limits.max_workspace_bytes,
+                                                      kKeptWorkspaceBytes));
+    queues_.push_back(std::make_unique<DeviceQueue>(device->name(), device->executor(),
+                                                    options.limits.queue_capacity));
+    slots.push_back({device.get(), workspaces_.back().get()});
+  }
+  registry_ = std::make_unique<ModelRegistry>(table, std::move(slots));
+  background_ = std::make_unique<Executor>(Executor::Options{});
+}
+
+ServerState::~ServerState() {
+  // Executors first: their jobs use everything else, and finish before they are gone.
+  background_.reset();
+  devices_.clear();
+}
+
+DeviceQueue& ServerState::queue(const Device& device) {
+  for (std::size_t i = 0; i < devices_.size(); ++i) {
+    if (devices_[i].get() == &device) return *queues_[i];
+  }
+  return *queues_.front();
+}
+
+}  // namespace attn::server

@@ -1,0 +1,61 @@
+// Everything that handlers work on: devices with their queues and workspaces, models, budget,
+// metrics, limits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "core/model_registry.h"
+#include "core/workspace.h"
+#include "server/device_queue.h"
+#include "server/memory_budget.h"
+#include "server/metrics.h"
+
+namespace attn::server {
+
+struct ServerLimits {
+  std::uint64_t max_message_bytes = std::uint64_t{64} << 20;
+  std::uint64_t max_inflight_bytes = std::uint64_t{1} << 30;
+  std::uint64_t max_workspace_bytes = std::uint64_t{2} << 30;
+  std::int64_t max_tokens = std::int64_t{1} << 22;
+  std::size_t queue_capacity = 256;
+};
+
+struct ServerOptions {
+  ServerLimits limits;
+  Executor::Options cpu;   // one CPU device over all cores
+  std::string model_root;  // of LoadModel
+};
+
+class ServerState {
+ public:
+  ServerState(const ServerOptions& options, ImplementationTable table);
+  ~ServerState();
+
+  const ServerOptions& options() const { return options_; }
+  const ServerLimits& limits() const { return options_.limits; }
+  const std::string& epoch() const { return epoch_; }
+  ModelRegistry& registry() { return *registry_; }
+  MemoryBudget& budget() { return *budget_; }
+  Metrics& metrics() { return metrics_; }
+  DeviceQueue& queue(const Device& device);
+  const std::vector<std::unique_ptr<DeviceQueue>>& queues() const { return queues_; }
+  // Slow control-plane work (loading models), one after the other, off gRPC's threads.
+  Executor& background() { return *background_; }
+
+ private:
+  const ServerOptions options_;
+  const std::string epoch_;
+  Metrics metrics_;
+  std::shared_ptr<MemoryBudget> budget_;
+  std::vector<std::unique_ptr<Device>> devices_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // parallel to devices_
+  std::vector<std::unique_ptr<DeviceQueue>> queues_;    // parallel to devices_
+  std::unique_ptr<ModelRegistry> registry_;
+  std::unique_ptr<Executor> background_;
+};
+
+}  // namespace attn::server

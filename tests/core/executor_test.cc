@@ -1,0 +1,65 @@
+#include "core/executor.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <numeric>
+#include <vector>
+
+namespace attn {
+namespace {
+
+TEST(ExecutorTest, RunsJobsInOrder) {
+  Executor executor(Executor::Options{2, 0, nullptr});
+  std::vector<int> order;
+  for (int i = 0; i < 100; ++i) executor.Post([&order, i] { order.push_back(i); });
+  executor.Run([] {});
+  std::vector<int> expected(100);
+  std::iota(expected.begin(), expected.end(), 0);
+  EXPECT_EQ(order, expected);
+}
+
+TEST(ExecutorTest, FinishesPostedJobsBeforeItEnds) {
+  std::atomic<int> done{0};
+  {
+    Executor executor(Executor::Options{1, 0, nullptr});
+    for (int i = 0; i < 50; ++i) executor.Post([&] { ++done; });
+  }
+  EXPECT_EQ(done, 50);
+}
+
+class ParallelForTest : public testing::TestWithParam<int> {};
+
+TEST_P(ParallelForTest, RunsEveryTaskOnceAndOneAtATimeOnEachWorker) {
+  const int threads = GetParam();
+  Executor executor(Executor::Options{threads, 20, nullptr});
+  for (std::int64_t tasks : {0, 1, 2, 3, 17, 1000}) {
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
+      std::vector<std::atomic<int>> inside(static_cast<std::size_t>(threads));
+      std::atomic<bool> overlapped{false};
+      executor.Run([&] {
+        EXPECT_TRUE(executor.OnDriver());
+        executor.ParallelFor(tasks, [&](std::int64_t index, int worker) {
+          if (inside[static_cast<std::size_t>(worker)].fetch_add(1) != 0) overlapped = true;
+          runs[static_cast<std::size_t>(index)].fetch_add(1);
+          inside[static_cast<std::size_t>(worker)].fetch_sub(1);
+        });
+      });
+      EXPECT_TRUE(std::all_of(runs.begin(), runs.end(), [](const auto& run) { return run == 1; }));
+      EXPECT_FALSE(overlapped);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, ParallelForTest, testing::Values(1, 2, 3, 8));
+
+TEST(ExecutorTest, CallsTheHookOnTheDriverFirst) {
+  std::atomic<int> threads{0};
+  Executor executor(Executor::Options{3, 0, [&](int count) { threads = count; }});
+  executor.Run([&] { EXPECT_EQ(threads, 3); });
+}
+
+}  // namespace
+}  // namespace attn

@@ -1,0 +1,177 @@
+#include "tests/reference/expect_close.h"
+
+#include <cmath>
+#include <sstream>
+#include <string>
+
+namespace attn::reference {
+namespace {
+
+using kernels::AttentionArgs;
+using kernels::ElementType;
+using kernels::ScoreStage;
+using kernels::Sequence;
+
+// Half a unit in the last place of a number near 1, and half the distance between the smallest
+// numbers.
+struct Rounding {
+  double relative;
+  double absolute;
+  double largest;  // a larger number may become infinite
+};
+
+Rounding RoundingOf(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat32:
+      return {0x1p-24, 0x1p-126, 3.40e38};  // flushes subnormal numbers to zero
+    case ElementType::kFloat16:
+      return {0x1p-11, 0x1p-25, 65504};
+    case ElementType::kBFloat16:
+      return {0x1p-8, 0x1p-126, 3.38e38};
+  }
+  return {};
+}
+
+// Absolute errors, before the result is rounded.
+struct Tolerance {
+  double scaled;       // of scale * q . k, capped or not
+  double masked;       // of a score with its biases
+  double probability;  // relative
+  double output;
+  double lse;
+};
+
+Tolerance ToleranceOf(const AttentionArgs& args, const Sequence& sequence,
+                      const ReferenceResult& result) {
+  constexpr double kEpsilon = 0x1p-23;
+  // Errors of a sum of n terms grow like its square root, not like n; 4 covers the operations
+  // around it and bad luck.
+  const double dot = kEpsilon * (4 + std::sqrt(static_cast<double>(args.head_dim)));
+  const double sum = kEpsilon * (8 + std::sqrt(static_cast<double>(sequence.kv_len)));
+  Tolerance tolerance;
+  tolerance.scaled = dot * result.product_magnitude;
+  tolerance.masked = tolerance.scaled + 4 * kEpsilon * result.bias_magnitude;
+  tolerance.probability = 2 * tolerance.masked + sum;
+  tolerance.output = tolerance.probability * result.value_magnitude;
+  tolerance.lse = tolerance.masked + sum;
+  return tolerance;
+}
+
+// The element that exceeds its tolerance by the largest factor.
+class Worst {
+ public:
+  void Compare(const std::string& what, double actual, double expected, double tolerance,
+               const Rounding& rounding) {
+    ++compared_;
+    const double allowed =
+        tolerance + rounding.relative * (std::fabs(expected) + tolerance) + rounding.absolute;
+    double factor = std::fabs(actual - expected) / allowed;
+    if (std::isnan(expected) || std::isinf(expected)) {
+      const bool same = std::isnan(expected) ? std::isnan(actual) : actual == expected;
+      factor = same ? 0 : HUGE_VAL;
+    } else if (std::isinf(actual) && std::signbit(actual) == std::signbit(expected) &&
+               std::fabs(expected) + allowed >= rounding.largest) {
+      factor = 0;
+    } else if (std::isnan(factor)) {
+      factor = HUGE_VAL;
+    }
+    if (factor > 1) ++failures_;
+    if (factor <= factor_) return;
+    factor_ = factor;
+    std::ostringstream text;
+    text.precision(9);
+    text << what << " is " << actual << ", expected " << expected << " +- " << allowed << " ("
+         << factor << " times the tolerance)";
+    text_ = text.str();
+  }
+
+  testing::AssertionResult Verdict() const {
+    if (failures_ == 0) return testing::AssertionSuccess();
+    return testing::AssertionFailure()
+           << failures_ << " of " << compared_ << " numbers differ; the worst: " << text_;
+  }
+
+ private:
+  double factor_ = 0;
+  std::string text_;
+  int64_t failures_ = 0;
+  int64_t compared_ = 0;
+};
+
+std::string At(const char* name, int64_t b, const char* axes, int64_t x, int64_t y, int64_t z) {
+  std::ostringstream text;
+  text << name << "[sequence " << b << "][" << axes << " " << x << ", " << y;
+  if (z >= 0) text << ", " << z;
+  text << "]";
+  return text.str();
+}
+
+void CompareRows(const AttentionArgs& args, int64_t b, const ReferenceResult& expected,
+                 Worst* worst) {
+  const Sequence& sequence = args.sequences[b];
+  const Tolerance tolerance = ToleranceOf(args, sequence, expected);
+  const Rounding rounding = RoundingOf(args.output_dtype);
+  for (int64_t row = 0; row < sequence.q_len; ++row) {
+    for (int64_t head = 0; head < args.num_heads; ++head) {
+      const int64_t at = row * args.num_heads + head;
+      for (int64_t i = 0; i < args.value_dim; ++i) {
+        const auto& output = sequence.output;
+        const double actual = ReadElement(args.output_dtype, output.data,
+                                          row * output.row_stride + head * output.head_stride + i);
+        worst->Compare(At("output", b, "row, head, column", row, head, i), actual,
+                       expected.output[static_cast<std::size_t>(at * args.value_dim + i)],
+                       tolerance.output, rounding);
+      }
+      if (sequence.lse == nullptr) continue;
+      const double actual =
+          ReadElement(ElementType::kFloat32, sequence.lse,
+                      row * sequence.lse_row_stride + head * sequence.lse_head_stride);
+      worst->Compare(At("lse", b, "row, head", row, head, -1), actual,
+                     expected.lse[static_cast<std::size_t>(at)], tolerance.lse,
+                     RoundingOf(ElementType::kFloat32));
+    }
+  }
+}
+
+void CompareWeights(const AttentionArgs& args, int64_t b, const ReferenceResult& expected,
+                    Worst* worst) {
+  const Sequence& sequence = args.sequences[b];
+  if (args.stage == ScoreStage::kNone || sequence.weights == nullptr) return;
+  const Tolerance tolerance = ToleranceOf(args, sequence, expected);
+  const Rounding rounding = RoundingOf(args.output_dtype);
+  for (int64_t head = 0; head < args.num_heads; ++head) {
+    for (int64_t row = 0; row < sequence.q_len; ++row) {
+      for (int64_t key = 0; key < sequence.kv_len; ++key) {
+        const double actual = ReadElement(
+            args.output_dtype, sequence.weights,
+            head * sequence.weights_head_stride + row * sequence.weights_row_stride + key);
+        const double wanted = expected.weights[static_cast<std::size_t>(
+            (head * sequence.q_len + row) * sequence.kv_len + key)];
+        const double allowed = args.stage == ScoreStage::kProbabilities
+                                   ? tolerance.probability * std::fabs(wanted)
+                               : args.stage == ScoreStage::kMasked ? tolerance.masked
+                                                                   : tolerance.scaled;
+        worst->Compare(At("weights", b, "head, row, key", head, row, key), actual, wanted, allowed,
+                       rounding);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+testing::AssertionResult ExpectAttentionClose(const AttentionArgs& args,
+                                              const std::vector<ReferenceResult>& expected) {
+  if (static_cast<int64_t>(expected.size()) != args.num_sequences) {
+    return testing::AssertionFailure() << "the reference has " << expected.size() << " sequences";
+  }
+  Worst worst;
+  for (int64_t b = 0; b < args.num_sequences; ++b) {
+    const ReferenceResult& result = expected[static_cast<std::size_t>(b)];
+    CompareRows(args, b, result, &worst);
+    CompareWeights(args, b, result, &worst);
+  }
+  return worst.Verdict();
+}
+
+}  // namespace attn::reference

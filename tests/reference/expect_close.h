@@ -1,0 +1,21 @@
+// The one place that says how near to the reference an exact implementation has to be.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "kernels/attention_args.h"
+#include "tests/reference/attention_reference.h"
+
+namespace attn::reference {
+
+// Compares what a kernel wrote for `args` (output; LSE and weights where they were asked for) with
+// the reference. The tolerance follows the arithmetic, float32 sums of head_dim and of kv_len
+// terms: errors of a score are proportional to the magnitude of the terms it was summed from,
+// relative errors of a probability to the error of its score, and the result is rounded once to
+// output_dtype. NaN and infinity must be met exactly. A failure names the worst element.
+testing::AssertionResult ExpectAttentionClose(const kernels::AttentionArgs& args,
+                                              const std::vector<ReferenceResult>& expected);
+
+}  // namespace attn::reference

@@ -1,0 +1,319 @@
+// Calls through the dispatcher, without gRPC: decoding, limits, errors, queue, drain.
+#include "server/dispatcher.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <future>
+#include <limits>
+
+#include "attention/v1/admin.pb.h"
+#include "core/error.h"
+#include "tests/server/server_fixture.h"
+
+namespace attn::server {
+namespace {
+
+namespace proto = attention::v1;
+
+class DispatcherTest : public testing::Test {
+ protected:
+  absl::StatusCode CodeOf(const proto::AttendRequest& request) {
+    return Call(dispatcher_, rpcs::kAttend, request).status.code();
+  }
+  std::string FieldOf(const proto::AttendRequest& request) {
+    return ErrorDetailsOf(Call(dispatcher_, rpcs::kAttend, request).status)["field"];
+  }
+  absl::Status Load(const proto::ModelSpec& spec) {
+    proto::LoadModelRequest request;
+    *request.mutable_spec() = spec;
+    return Call(dispatcher_, rpcs::kLoadModel, request).status;
+  }
+
+  // A job in front of all others that waits, so that calls stay in the queue.
+  std::promise<void> BlockDevice() {
+    std::promise<void> release;
+    std::promise<void> blocked;
+    auto call = std::make_shared<CallContext>();
+    const absl::Status pushed =
+        state_.queues().front()->Push({call,
+                                       [&blocked, wait = release.get_future().share()] {
+                                         blocked.set_value();
+                                         wait.wait();
+                                       },
+                                       [](absl::Status) {}});
+    EXPECT_TRUE(pushed.ok());
+    blocked.get_future().wait();
+    return release;
+  }
+
+  ServerState state_{SmallServer(), BuiltInImplementations()};
+  Dispatcher dispatcher_{state_};
+};
+
+TEST_F(DispatcherTest, AnswersAttendWithTensorsAndFacts) {
+  const Reply reply = Call(dispatcher_, rpcs::kAttend, RandomAttend(1));
+  ASSERT_TRUE(reply.status.ok()) << reply.status;
+  const auto response = reply.As<proto::AttendResponse>();
+  EXPECT_EQ(response.output().shape_size(), 4);
+  EXPECT_EQ(response.output().data().size(), 2u * 4 * 9 * 16 * sizeof(float));
+  for (float value : ValuesOf(response.output())) EXPECT_TRUE(std::isfinite(value));
+  EXPECT_FALSE(response.has_attention_weights());
+  EXPECT_FALSE(response.execution().implementation().empty());
+  EXPECT_FALSE(response.execution().reason().empty());
+  EXPECT_GT(response.execution().flops(), 0u);
+}
+
+TEST_F(DispatcherTest, GathersSlicedMessages) {
+  const std::string bytes = RandomAttend(2).SerializeAsString();
+  const Reply whole = Call(dispatcher_, rpcs::kAttend, BytesOf(bytes));
+  const Reply sliced = Call(dispatcher_, rpcs::kAttend, BytesOf(bytes, 61));
+  ASSERT_TRUE(sliced.status.ok()) << sliced.status;
+  EXPECT_EQ(ValuesOf(whole.As<proto::AttendResponse>().output()),
+            ValuesOf(sliced.As<proto::AttendResponse>().output()));
+}
+
+TEST_F(DispatcherTest, RefusesMalformedMessages) {
+  const std::string good = RandomAttend(3).SerializeAsString();
+  for (const std::string& bytes :
+       {good.substr(0, good.size() - 1), good.substr(0, good.size() / 2),
+        good + std::string(1, '\x0a'), std::string(64, '\xff'), std::string("\x0b")}) {
+    const Reply reply = Call(dispatcher_, rpcs::kAttend, BytesOf(bytes));
+    EXPECT_EQ(reply.status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(ErrorReason(reply.status), "MALFORMED_MESSAGE");
+  }
+}
+
+TEST_F(DispatcherTest, RefusesAMillionEmptyEntries) {
+  std::string bytes;
+  for (int i = 0; i < 1000000; ++i)
+    bytes += std::string("\x5a\x00", 2);  // past_key_value, empty, again and again
+  EXPECT_EQ(ErrorReason(Call(dispatcher_, rpcs::kAttend, BytesOf(bytes)).status),
+            "TOO_MANY_ENTRIES");
+  std::string packed;  // query_lengths with a million zeros
+  packed += std::string("\x32\xc0\x84\x3d", 4) + std::string(1000000, '\0');
+  EXPECT_EQ(ErrorReason(Call(dispatcher_, rpcs::kAttend, BytesOf(packed)).status),
+            "TOO_MANY_ENTRIES");
+}
+
+TEST_F(DispatcherTest, NamesTheFieldThatIsWrong) {
+  proto::AttendRequest request = RandomAttend(4);
+  request.mutable_query()->set_shape(0, -1);
+  EXPECT_EQ(FieldOf(request), "query");
+  request = RandomAttend(4);
+  request.mutable_key()->set_shape(0, std::int64_t{1} << 62);
+  request.mutable_key()->set_shape(1, std::int64_t{1} << 62);
+  EXPECT_EQ(FieldOf(request), "key");
+  request = RandomAttend(4);
+  request.mutable_value()->mutable_data()->push_back('x');
+  EXPECT_EQ(FieldOf(request), "value");
+  request = RandomAttend(4);
+  request.mutable_value()->set_dtype(proto::DATA_TYPE_FLOAT16);
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kInvalidArgument);
+  request = RandomAttend(4);
+  *request.mutable_attention_mask() = MakeTensor({2, 5}, std::vector<float>(10));
+  EXPECT_EQ(FieldOf(request), "attention_mask");
+  request = RandomAttend(4);
+  request.mutable_options()->set_scale(std::numeric_limits<double>::quiet_NaN());
+  EXPECT_EQ(FieldOf(request), "options.scale");
+  request = RandomAttend(4);
+  request.mutable_options()->set_window_left(-2);
+  EXPECT_EQ(FieldOf(request), "options.window_left");
+  request = RandomAttend(4);
+  request.add_query_lengths(3);
+  EXPECT_EQ(FieldOf(request), "query_lengths");
+  request = RandomAttend(4);
+  request.clear_query();
+  EXPECT_EQ(FieldOf(request), "query");
+}
+
+TEST_F(DispatcherTest, AnAnswerBeyondTheLargestMessageIsRefusedBeforeExecution) {
+  proto::AttendRequest request = RandomAttend(5, 1, 1, 700, 1);
+  request.set_output_attentions(true);  // 700 * 700 * 4 bytes
+  EXPECT_EQ(ErrorReason(Call(dispatcher_, rpcs::kAttend, request).status), "ANSWER_TOO_LARGE");
+}
+
+TEST_F(DispatcherTest, WhatIsNotThereYetSaysSo) {
+  proto::AttendRequest request = RandomAttend(6);
+  request.mutable_past_key_value()->mutable_sessions()->add_session_ids("x");
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kUnimplemented);
+  request = RandomAttend(6);
+  request.mutable_query()->mutable_shared_memory()->set_region("r");
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kUnimplemented);
+  request = RandomAttend(6);
+  request.mutable_results()->mutable_output()->set_region("r");
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kUnimplemented);
+  for (const Rpc* rpc : {&rpcs::kOpenSession, &rpcs::kSelectAttention, &rpcs::kRegisterSharedMemory,
+                         &rpcs::kStream}) {
+    EXPECT_EQ(Call(dispatcher_, *rpc, BytesOf("")).status.code(), absl::StatusCode::kUnimplemented);
+  }
+}
+
+TEST_F(DispatcherTest, AModelsLayerBindsHeadsDimensionsAndOptions) {
+  proto::ModelSpec spec = SpecOf("m", 4, 16);
+  spec.mutable_stacks(0)->mutable_self_attention(0)->mutable_options()->set_is_causal(true);
+  ASSERT_TRUE(Load(spec).ok());
+  EXPECT_EQ(Load(spec).code(), absl::StatusCode::kAlreadyExists);
+  proto::AttendRequest request = RandomAttend(7);
+  request.mutable_layer()->set_model("m");
+  const Reply by_model = Call(dispatcher_, rpcs::kAttend, request);
+  ASSERT_TRUE(by_model.status.ok()) << by_model.status;
+  request.clear_layer();
+  request.mutable_options()->set_is_causal(true);
+  const Reply by_option = Call(dispatcher_, rpcs::kAttend, request);
+  EXPECT_EQ(ValuesOf(by_model.As<proto::AttendResponse>().output()),
+            ValuesOf(by_option.As<proto::AttendResponse>().output()));
+
+  request = RandomAttend(7, 2, 2, 9, 16);
+  request.mutable_layer()->set_model("m");
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kInvalidArgument);
+  request = RandomAttend(7);
+  request.mutable_layer()->set_model("m");
+  request.mutable_layer()->set_layer(1);
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kNotFound);
+  request.mutable_layer()->set_model("nobody");
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kNotFound);
+}
+
+TEST_F(DispatcherTest, ForwardNeedsAModelWithWeights) {
+  ASSERT_TRUE(Load(SpecOf("m", 4, 16)).ok());
+  proto::ForwardRequest request;
+  *request.mutable_hidden_states() = MakeTensor({1, 1, 64}, std::vector<float>(64));
+  EXPECT_EQ(Call(dispatcher_, rpcs::kForward, request).status.code(),
+            absl::StatusCode::kInvalidArgument);
+  request.mutable_layer()->set_model("m");
+  const absl::Status status = Call(dispatcher_, rpcs::kForward, request).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ErrorReason(status), "MODEL_HAS_NO_WEIGHTS");
+}
+
+TEST_F(DispatcherTest, ANamedImplementationIsObeyedOrRefusedAndTheActiveOneGivesWay) {
+  proto::AttendRequest request = RandomAttend(8);
+  request.set_output_attentions(true);
+  request.mutable_execution()->set_implementation("torch_sdpa");
+  const absl::Status refused = Call(dispatcher_, rpcs::kAttend, request).status;
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ErrorDetailsOf(refused)["supporting"], "standard");
+
+  proto::SwitchAttentionRequest change;
+  change.set_implementation("torch_sdpa");
+  ASSERT_TRUE(Call(dispatcher_, rpcs::kSwitchAttention, change).status.ok());
+  request.clear_execution();
+  const auto response = Call(dispatcher_, rpcs::kAttend, request).As<proto::AttendResponse>();
+  EXPECT_EQ(response.execution().implementation(), "standard");
+  EXPECT_NE(response.execution().reason().find("gave way"), std::string::npos);
+
+  request.mutable_execution()->set_implementation("nothing");
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kNotFound);
+  request.mutable_execution()->set_implementation("standard");
+  request.mutable_execution()->mutable_sparsity()->set_factor(0.5);
+  EXPECT_EQ(CodeOf(request), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(DispatcherTest, AFullQueueShedsAndTellsWhenToRetry) {
+  std::promise<void> release = BlockDevice();
+  std::vector<std::future<Reply>> waiting;
+  const auto capacity = static_cast<int>(state_.limits().queue_capacity);
+  for (int i = 0; i < capacity; ++i) {
+    waiting.push_back(std::async(
+        std::launch::async, [&] { return Call(dispatcher_, rpcs::kAttend, RandomAttend(9)); }));
+  }
+  while (state_.queues().front()->size() < state_.limits().queue_capacity)
+    std::this_thread::yield();
+  const absl::Status shed = Call(dispatcher_, rpcs::kAttend, RandomAttend(9)).status;
+  EXPECT_EQ(shed.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_GT(RetryDelay(shed), 0.0);
+  release.set_value();
+  for (std::future<Reply>& reply : waiting) EXPECT_TRUE(reply.get().status.ok());
+}
+
+TEST_F(DispatcherTest, WhatIsCancelledOrExpiredLeavesTheQueueUnexecuted) {
+  std::promise<void> release = BlockDevice();
+  auto cancelled = std::make_shared<CallContext>();
+  std::future<Reply> first = std::async(std::launch::async, [&] {
+    return Call(dispatcher_, rpcs::kAttend, BytesOf(RandomAttend(10).SerializeAsString()),
+                cancelled);
+  });
+  while (state_.queues().front()->size() < 1) std::this_thread::yield();
+  cancelled->Cancel();  // answered at once, while the device is still busy
+  EXPECT_EQ(first.get().status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(state_.queues().front()->size(), 0u);
+
+  auto expired = std::make_shared<CallContext>(Clock::now() + std::chrono::milliseconds(20));
+  std::future<Reply> second = std::async(std::launch::async, [&] {
+    return Call(dispatcher_, rpcs::kAttend, BytesOf(RandomAttend(10).SerializeAsString()), expired);
+  });
+  while (!expired->expired()) std::this_thread::yield();
+  release.set_value();
+  EXPECT_EQ(second.get().status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_FALSE(expired->facts.executed);
+}
+
+TEST_F(DispatcherTest, TheBudgetOfBytesInFlightHolds) {
+  absl::StatusOr<MemoryBudget::Reservation> most =
+      state_.budget().Reserve(state_.limits().max_inflight_bytes - 1000);
+  ASSERT_TRUE(most.ok());
+  const absl::Status status = Call(dispatcher_, rpcs::kAttend, RandomAttend(11)).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_GT(RetryDelay(status), 0.0);
+  *most = MemoryBudget::Reservation();
+  EXPECT_TRUE(Call(dispatcher_, rpcs::kAttend, RandomAttend(11)).status.ok());
+  EXPECT_EQ(state_.budget().used(), 0u);
+}
+
+TEST_F(DispatcherTest, DrainRefusesNewCallsAndLetsRunningOnesFinish) {
+  std::promise<void> release = BlockDevice();
+  std::future<Reply> running = std::async(
+      std::launch::async, [&] { return Call(dispatcher_, rpcs::kAttend, RandomAttend(12)); });
+  while (state_.queues().front()->size() < 1) std::this_thread::yield();
+  dispatcher_.BeginDrain();
+  EXPECT_EQ(Call(dispatcher_, rpcs::kAttend, RandomAttend(12)).status.code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(dispatcher_.WaitUntilIdle(Clock::now()));
+  release.set_value();
+  EXPECT_TRUE(running.get().status.ok());
+  EXPECT_TRUE(dispatcher_.WaitUntilIdle(Clock::now() + std::chrono::seconds(10)));
+}
+
+TEST_F(DispatcherTest, ControlPlaneDescribesWhatIsThere) {
+  ASSERT_TRUE(Load(SpecOf("m", 4, 16)).ok());
+  const auto models = Call(dispatcher_, rpcs::kListModels, proto::ListModelsRequest())
+                          .As<proto::ListModelsResponse>();
+  ASSERT_EQ(models.models_size(), 1);
+  EXPECT_EQ(models.models(0).active_implementation(), "auto");
+  EXPECT_EQ(models.models(0).managers(0).device(), "cpu:0");
+  EXPECT_EQ(models.models(0).spec().stacks(0).self_attention(0).num_kv_heads(), 4u);
+  const auto rows =
+      Call(dispatcher_, rpcs::kListImplementations, proto::ListImplementationsRequest())
+          .As<proto::ListImplementationsResponse>();
+  EXPECT_EQ(rows.implementations_size(), static_cast<int>(BuiltInImplementations().size()));
+  const auto hardware = Call(dispatcher_, rpcs::kGetHardware, proto::GetHardwareRequest())
+                            .As<proto::GetHardwareResponse>();
+  EXPECT_GE(hardware.cpu().cores(), 1u);
+  EXPECT_GT(hardware.cpu().memory_bytes(), 0u);
+  proto::UnloadModelRequest unload;
+  unload.set_model("m");
+  EXPECT_TRUE(Call(dispatcher_, rpcs::kUnloadModel, unload).status.ok());
+  EXPECT_EQ(Call(dispatcher_, rpcs::kUnloadModel, unload).status.code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST_F(DispatcherTest, ASwitchThatCantServeTheModelLeavesTheActiveOne) {
+  proto::ModelSpec spec = SpecOf("m", 4, 16);
+  spec.mutable_stacks(0)->mutable_self_attention(0)->mutable_options()->set_soft_cap(30.0);
+  ASSERT_TRUE(Load(spec).ok());
+  proto::SwitchAttentionRequest change;
+  change.set_model("m");
+  change.set_implementation("torch_sdpa");
+  const auto response =
+      Call(dispatcher_, rpcs::kSwitchAttention, change).As<proto::SwitchAttentionResponse>();
+  EXPECT_FALSE(response.switched());
+  EXPECT_EQ(response.active(), "auto");
+  EXPECT_FALSE(response.reason().empty());
+  change.set_implementation("nothing");
+  EXPECT_EQ(Call(dispatcher_, rpcs::kSwitchAttention, change).status.code(),
+            absl::StatusCode::kNotFound);
+}
+
+}  // namespace
+}  // namespace attn::server

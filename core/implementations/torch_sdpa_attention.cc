@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -49,13 +50,43 @@ DType MaskDType(kernels::MaskType type) {
   return DType::kBool;
 }
 
-// Whether all rows are alike in lengths and position, so that one call of the operator serves them.
-bool AreAlike(const AttentionArgs& args, const AttentionShape& shape) {
-  return !shape.ragged &&
-         std::all_of(
-             args.sequences, args.sequences + args.num_sequences, [&](const Sequence& sequence) {
-               return sequence.first_query_position == args.sequences[0].first_query_position;
-             });
+// Whether rows `a`, `b` and `c` lie at equal distances, as the rows of a strided tensor do.
+template <typename View>
+bool AreEven(const View& a, const View& b, const View& c) {
+  const auto address = [](const View& view) { return reinterpret_cast<std::uintptr_t>(view.data); };
+  return address(b) - address(a) == address(c) - address(b) && a.row_stride == c.row_stride &&
+         a.head_stride == c.head_stride;
+}
+
+// Whether row `i` continues the rows before it, so that one call of the operator serves them all:
+// the same lengths and position, and tensors and mask that go on as they began.
+bool Continues(const AttentionArgs& args, std::int64_t i) {
+  const Sequence& first = args.sequences[0];
+  const Sequence& row = args.sequences[i];
+  if (row.q_len != first.q_len || row.kv_len != first.kv_len || row.num_spans != first.num_spans ||
+      row.first_query_position != first.first_query_position) {
+    return false;
+  }
+  if (args.mask.batch_stride != 0 && row.mask_row != first.mask_row + i) return false;
+  for (std::int64_t s = 0; s < row.num_spans; ++s) {
+    if (row.spans[s].length != first.spans[s].length) return false;
+  }
+  if (i == 1) return true;
+  const Sequence& a = args.sequences[i - 2];
+  const Sequence& b = args.sequences[i - 1];
+  bool even = AreEven(a.query, b.query, row.query) && AreEven(a.output, b.output, row.output);
+  for (std::int64_t s = 0; s < row.num_spans; ++s) {
+    even = even && AreEven(a.spans[s].key, b.spans[s].key, row.spans[s].key) &&
+           AreEven(a.spans[s].value, b.spans[s].value, row.spans[s].value);
+  }
+  return even;
+}
+
+bool IsOneCall(const AttentionArgs& args) {
+  for (std::int64_t i = 1; i < args.num_sequences; ++i) {
+    if (!Continues(args, i)) return false;
+  }
+  return true;
 }
 
 // Rows [first, first + batch) of the problem, which are alike: one call of the operator.
@@ -199,7 +230,7 @@ class TorchSdpaAttention final : public AttentionImplementation {
                       ExecutionContext& context) const override {
     const ComputeComplexity work = AttentionComplexity(shape);
     ATTN_RETURN_IF_ERROR(RunTorch(context.workspace.meter(), [&] {
-      const std::int64_t step = AreAlike(args, shape) ? std::max<std::int64_t>(shape.batch, 1) : 1;
+      const std::int64_t step = IsOneCall(args) ? std::max<std::int64_t>(shape.batch, 1) : 1;
       for (std::int64_t first = 0; first < args.num_sequences; first += step) {
         if (context.cancelled != nullptr && __atomic_load_n(context.cancelled, __ATOMIC_RELAXED))
           return;
@@ -228,6 +259,9 @@ class TorchSdpaAttention final : public AttentionImplementation {
 };
 
 absl::Status Supports(const AttentionShape& shape) {
+  if (shape.output_dtype != shape.dtype) {
+    return Unsupported("torch_sdpa rounds its output to the query's dtype");
+  }
   if (shape.stage != kernels::ScoreStage::kNone) {
     return Unsupported("torch_sdpa does not form the attention weights");
   }

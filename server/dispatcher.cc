@@ -119,6 +119,11 @@ const Rpc kBenchmarkAttention = UnimplementedRpc("BenchmarkAttention");
 const Rpc kListSessions = UnimplementedRpc("ListSessions");
 }  // namespace rpcs
 
+Dispatcher::~Dispatcher() {
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [this] { return in_flight_ == 0; });
+}
+
 void Dispatcher::Dispatch(const Rpc& rpc, RequestBytes bytes, std::shared_ptr<CallContext> context,
                           RpcDone done) {
   state_.metrics().Start(rpc.name, bytes.size);

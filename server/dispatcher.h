@@ -39,6 +39,8 @@ extern const Rpc kStream, kOpenSession, kForkSession, kGetSession, kCloseSession
 class Dispatcher {
  public:
   explicit Dispatcher(ServerState& state) : state_(state) {}
+  // Waits until every call has left: the last thing that an answered call does is to say so.
+  ~Dispatcher();
 
   void Dispatch(const Rpc& rpc, RequestBytes bytes, std::shared_ptr<CallContext> context,
                 RpcDone done);

@@ -200,20 +200,20 @@ absl::StatusOr<Header> ReadHeader(std::istream& in, uint64_t file_size, const st
   if (version < 1 || version > 3) {
     return Refuse(name, absl::StrCat("format version ", version, "; 1 to 3 are known"));
   }
-  const int length_bytes = version == 1 ? 2 : 4;
+  const size_t length_bytes = version == 1 ? 2 : 4;
   if (version > 1) {
     in.read(reinterpret_cast<char*>(prefix.data()) + 10, 2);
     if (in.gcount() != 2) return Refuse(name, "ends within its header");
   }
   uint64_t length = 0;
-  for (int i = 0; i < length_bytes; ++i) {
-    length |= static_cast<uint64_t>(prefix[static_cast<size_t>(8 + i)]) << (8 * i);
+  for (size_t i = 0; i < length_bytes; ++i) {
+    length |= static_cast<uint64_t>(prefix[8 + i]) << (8 * i);
   }
   if (length > kMaxHeaderSize) {
     return Refuse(name, absl::StrCat("a header of ", length, " bytes; at most ", kMaxHeaderSize,
                                      " are read"));
   }
-  if (length > file_size - static_cast<uint64_t>(8 + length_bytes)) {
+  if (length > file_size - 8 - length_bytes) {
     return Refuse(name, absl::StrCat("a header of ", length, " bytes in a file of ", file_size));
   }
   std::string text(length, '\0');

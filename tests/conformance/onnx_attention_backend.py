@@ -16,8 +16,9 @@ STAGES = ("scaled", "soft_capped", "masked", "probabilities")
 
 
 class AttentionNode(BackendRep):
-    def __init__(self, client, node):
+    def __init__(self, client, node, implementation):
         self._client = client
+        self._implementation = implementation
         self._inputs = [name for given, name in zip(node.input, INPUTS, strict=False) if given]
         self._outputs = [name for given, name in zip(node.output, OUTPUTS, strict=False) if given]
         self._attributes = {
@@ -75,6 +76,7 @@ class AttentionNode(BackendRep):
             window_right=attributes.get("right_window_size", -1),
             soft_cap=attributes.get("softcap", 0.0),
             use_cache="present_key" in self._outputs,
+            implementation=self._implementation,
             **arguments,
         )
         output, present = result.output, [result.present_key, result.present_value]
@@ -113,9 +115,9 @@ class AttndBackend(Backend):
         return device == "CPU"
 
     @classmethod
-    def prepare(cls, model, device="CPU", **kwargs):
+    def prepare(cls, model, device="CPU", implementation="", **kwargs):
         super().prepare(model, device, **kwargs)
         (node,) = model.graph.node
         if node.op_type != "Attention":
             raise NotImplementedError(f"{node.op_type} is no operator of this backend")
-        return AttentionNode(cls.client, node)
+        return AttentionNode(cls.client, node, implementation)

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -17,6 +18,10 @@
 #include "tests/reference/attention_reference.h"
 #include "tests/reference/expect_close.h"
 #include "tests/reference/problem_builder.h"
+
+namespace attn::kernels::cpu {
+static void PrintTo(const IsaKernels* isa, std::ostream* out) { *out << isa->name; }
+}  // namespace attn::kernels::cpu
 
 namespace attn::reference {
 namespace {

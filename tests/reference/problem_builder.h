@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,6 +54,7 @@ struct ProblemCase {
 
 // For example b2_h8_kv2_q37_k129_d80_causal: sizes, then what differs from the defaults.
 std::string CaseName(const ProblemCase& c);
+void PrintTo(const ProblemCase& c, std::ostream* out);  // for gtest
 
 class AttentionProblem {
  public:

@@ -96,4 +96,6 @@ std::string CaseName(const ProblemCase& c) {
   return name.str();
 }
 
+void PrintTo(const ProblemCase& c, std::ostream* out) { *out << CaseName(c); }
+
 }  // namespace attn::reference

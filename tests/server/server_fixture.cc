@@ -5,11 +5,13 @@
 #include <cstring>
 #include <random>
 
+#include "tests/core/core_fixture.h"
+
 namespace attn::server {
 
 ServerOptions SmallServer() {
   ServerOptions options;
-  options.cpu.threads = 2;
+  options.cpu = TestExecutor(2);
   options.limits.max_message_bytes = std::uint64_t{1} << 20;
   options.limits.max_inflight_bytes = std::uint64_t{64} << 20;
   options.limits.max_tokens = 1 << 16;

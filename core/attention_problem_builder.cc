@@ -198,6 +198,11 @@ absl::Status ProblemBuilder::ReadLengths(const char* field, const std::vector<st
 absl::Status ProblemBuilder::CheckLengths() {
   const bool packed = inputs_.layout == TensorLayout::kPacked;
   batch_ = packed ? static_cast<std::int64_t>(inputs_.query_lengths.size()) : query_.batch;
+  // First of all: lists of the batch's length follow, and a batch of empty rows costs no bytes.
+  if (batch_ > max_tokens_) {
+    return InvalidField("query", absl::StrCat("query has batch ", batch_,
+                                              ", more than the limit of ", max_tokens_, " tokens"));
+  }
   ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", inputs_.query_lengths, query_.length,
                                    query_lengths_, problem_.query_starts_));
   ATTN_RETURN_IF_ERROR(
@@ -215,7 +220,7 @@ absl::Status ProblemBuilder::CheckLengths() {
   padded_q_len_ = packed ? q_len_ : query_.length;
   padded_kv_len_ = packed ? kv_len_ : past_length_ + key_.length;
   const std::int64_t tokens = std::max(padded_q_len_, padded_kv_len_);
-  if (batch_ > max_tokens_ || tokens > max_tokens_ || batch_ * tokens > max_tokens_) {
+  if (tokens > max_tokens_ || batch_ * tokens > max_tokens_) {
     return InvalidField("query",
                         absl::StrCat("batch ", batch_, " times length ", tokens,
                                      " is more than the limit of ", max_tokens_, " tokens"));

@@ -30,10 +30,7 @@ class CpuDevice final : public Device {
     const std::size_t alignment = huge ? kHugePageBytes : kAlignment;
     const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     void* const data = rounded < bytes ? nullptr : std::aligned_alloc(alignment, rounded);
-    if (data == nullptr) {
-      return MakeError(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
-                       absl::StrCat("there is no memory for ", bytes, " bytes"));
-    }
+    if (data == nullptr) return OutOfMemory();
     if (huge)
       madvise(data, rounded, MADV_HUGEPAGE);  // advice: where it is not taken nothing changes
     return Buffer{std::shared_ptr<void>(data, &std::free), bytes};

@@ -44,6 +44,11 @@ std::map<std::string, std::string> ErrorDetailsOf(const absl::Status& status) {
   return details;
 }
 
+absl::Status OutOfMemory() {
+  return MakeError(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
+                   "there is not enough memory for this call");
+}
+
 void SetRetryDelay(absl::Status& status, double seconds) {
   status.SetPayload(kRetryUrl, absl::Cord(absl::StrCat(seconds)));
 }

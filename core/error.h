@@ -5,6 +5,8 @@
 
 #include <initializer_list>
 #include <map>
+#include <new>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -30,6 +32,22 @@ std::map<std::string, std::string> ErrorDetailsOf(const absl::Status& status);
 // reason.
 void SetRetryDelay(absl::Status& status, double seconds);
 double RetryDelay(const absl::Status& status);
+
+// RESOURCE_EXHAUSTED (reason OUT_OF_MEMORY).
+absl::Status OutOfMemory();
+
+// Runs `body`, which returns a status or a StatusOr: memory that can't be had is a failed call, not
+// the end of the process.
+template <typename Body>
+auto GuardMemory(Body body) -> decltype(body()) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return OutOfMemory();
+  } catch (const std::length_error&) {
+    return OutOfMemory();
+  }
+}
 
 }  // namespace attn
 

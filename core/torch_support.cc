@@ -108,8 +108,7 @@ absl::Status RunTorch(MemoryMeter& meter, const std::function<void()>& body) {
     body();
     return absl::OkStatus();
   } catch (const std::bad_alloc&) {
-    return MakeError(absl::StatusCode::kResourceExhausted, "OUT_OF_MEMORY",
-                     "there is not enough memory for this execution");
+    return OutOfMemory();
   } catch (const std::exception&) {
     // Its text holds source paths and addresses: not for callers.
     return MakeError(absl::StatusCode::kInternal, "LIBTORCH_FAILED",

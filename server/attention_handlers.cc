@@ -132,7 +132,7 @@ void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
     AttentionManager& manager = *pending->manager;
     manager.queued.fetch_sub(1, std::memory_order_relaxed);
     manager.executing.fetch_add(1, std::memory_order_relaxed);
-    absl::StatusOr<AttentionAnswer> answer = Execute(*pending);
+    absl::StatusOr<AttentionAnswer> answer = GuardMemory([&] { return Execute(*pending); });
     manager.executing.fetch_sub(1, std::memory_order_relaxed);
     pending->done(std::move(answer));
   };
@@ -226,12 +226,14 @@ void SubmitOrFail(ServerState& state, absl::StatusOr<std::shared_ptr<Pending>> p
 
 void HandleAttend(ServerState& state, AttendCall call, std::shared_ptr<CallContext> context,
                   AttentionDone done) {
-  SubmitOrFail(state, PrepareAttend(state, std::move(call), context), std::move(done));
+  SubmitOrFail(state, GuardMemory([&] { return PrepareAttend(state, std::move(call), context); }),
+               std::move(done));
 }
 
 void HandleForward(ServerState& state, ForwardCall call, std::shared_ptr<CallContext> context,
                    AttentionDone done) {
-  SubmitOrFail(state, PrepareForward(state, std::move(call), context), std::move(done));
+  SubmitOrFail(state, GuardMemory([&] { return PrepareForward(state, std::move(call), context); }),
+               std::move(done));
 }
 
 }  // namespace attn::server

@@ -27,7 +27,7 @@ void EncodeDone(absl::StatusOr<AttentionAnswer> answer, Answer (*encode)(const A
 
 void DispatchForward(ServerState& state, const RequestBytes& bytes,
                      std::shared_ptr<CallContext> context, RpcDone done) {
-  absl::StatusOr<ForwardCall> call = DecodeForward(bytes);
+  absl::StatusOr<ForwardCall> call = GuardMemory([&] { return DecodeForward(bytes); });
   if (!call.ok()) return done(call.status(), {});
   HandleForward(state, *std::move(call), std::move(context),
                 [done = std::move(done)](absl::StatusOr<AttentionAnswer> answer) {
@@ -37,7 +37,7 @@ void DispatchForward(ServerState& state, const RequestBytes& bytes,
 
 void DispatchAttend(ServerState& state, const RequestBytes& bytes,
                     std::shared_ptr<CallContext> context, RpcDone done) {
-  absl::StatusOr<AttendCall> call = DecodeAttend(bytes);
+  absl::StatusOr<AttendCall> call = GuardMemory([&] { return DecodeAttend(bytes); });
   if (!call.ok()) return done(call.status(), {});
   HandleAttend(state, *std::move(call), std::move(context),
                [done = std::move(done)](absl::StatusOr<AttentionAnswer> answer) {
@@ -52,8 +52,9 @@ Rpc MessageRpc(const char* name, absl::Status (*handler)(ServerState&, const Req
                           std::shared_ptr<CallContext>, RpcDone done) {
             Request request;
             Response response;
-            absl::Status status = ParseMessage(bytes, request);
-            if (status.ok()) status = handler(state, request, response);
+            absl::Status status = GuardMemory([&] { return ParseMessage(bytes, request); });
+            if (status.ok())
+              status = GuardMemory([&] { return handler(state, request, response); });
             done(status, status.ok() ? EncodeMessage(response) : Answer());
           }};
 }
@@ -66,7 +67,7 @@ Rpc BackgroundRpc(const char* name,
   return {name, [handler, waiting](ServerState& state, const RequestBytes& bytes,
                                    std::shared_ptr<CallContext> context, RpcDone done) {
             auto request = std::make_shared<Request>();
-            absl::Status parsed = ParseMessage(bytes, *request);
+            absl::Status parsed = GuardMemory([&] { return ParseMessage(bytes, *request); });
             if (!parsed.ok()) return done(std::move(parsed), {});
             if (waiting->fetch_add(1) >= kMaxBackgroundCalls) {
               waiting->fetch_sub(1);
@@ -80,7 +81,8 @@ Rpc BackgroundRpc(const char* name,
                   waiting->fetch_sub(1);
                   Response response;
                   absl::Status status = context->Wanted();
-                  if (status.ok()) status = handler(state, *request, response);
+                  if (status.ok())
+                    status = GuardMemory([&] { return handler(state, *request, response); });
                   done(status, status.ok() ? EncodeMessage(response) : Answer());
                 });
           }};

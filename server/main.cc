@@ -1,5 +1,6 @@
 // attnd: reads its configuration, serves, and drains on SIGTERM or SIGINT; a second signal ends it
 // at once.
+#include <google/protobuf/stubs/logging.h>
 #include <limits.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
@@ -103,6 +104,9 @@ int main(int argc, char** argv) {
   }
   static Signals signals;  // its thread never ends
 
+  // Protobuf reports what can't be parsed to stderr: callers are told by a status, and could fill
+  // the log.
+  google::protobuf::SetLogHandler(nullptr);
   spdlog::info("attnd {} starts: {} threads, cpu/{}", attn::server::kVersion, line.config.threads(),
                attn::kernels::cpu::ActiveIsa().name);
   auto server = attn::server::Server::Start(line.config, attn::BuiltInImplementations());

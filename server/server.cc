@@ -153,8 +153,8 @@ absl::Status Server::WriteReadyFile() const {
 }
 
 bool Server::Drain() {
-  health_.SetServing(false);
   dispatcher_->BeginDrain();
+  health_.SetServing(false);
   const auto budget = std::chrono::duration_cast<std::chrono::steady_clock::duration>(
       std::chrono::duration<double>(config_.drain_seconds()));
   const bool idle = dispatcher_->WaitUntilIdle(std::chrono::steady_clock::now() + budget);

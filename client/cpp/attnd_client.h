@@ -17,10 +17,9 @@ class ChannelCredentials;
 namespace attn::client {
 
 struct ClientOptions {
-  double timeout_seconds = 60;  // of each call; 0: no deadline
-  int max_message_bytes =
-      64 * 1024 * 1024;  // of a request or an answer; the server has its own limit
-  std::shared_ptr<grpc::ChannelCredentials> credentials;  // null: plaintext
+  double timeout_seconds = 60;               // of each call; 0: no deadline
+  int max_message_bytes = 64 * 1024 * 1024;  // of a request or an answer; the server has limits too
+  std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr;  // null: plaintext
 };
 
 // What a failed call told, taken apart. docs/errors.md lists the reasons.

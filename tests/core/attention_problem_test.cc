@@ -176,6 +176,9 @@ TEST(AttentionProblemTest, RefusesWhatDoesNotFit) {
   inputs.first_query_position = {std::numeric_limits<std::int64_t>::max(), 0};
   EXPECT_EQ(FieldOf(inputs), "first_query_position");
   inputs = Dense();
+  inputs.query = Shaped({std::int64_t{1} << 40, 8, 0, 16});  // no bytes, and no list of that length
+  inputs.key = inputs.value = Shaped({std::int64_t{1} << 40, 8, 0, 16});
+  EXPECT_EQ(FieldOf(inputs), "query");
   inputs.query = Shaped({0, 8, std::int64_t{1} << 50, 16});
   inputs.key = inputs.value = Shaped({0, 8, 1, 16});
   EXPECT_EQ(FieldOf(inputs), "query");

@@ -187,6 +187,7 @@ WRONG_FORWARD = {
     "int64": forward(hidden_states=tensor(2, 3, 128, dtype=INT64)),
     "truncated_data": forward(hidden_states=tensor(2, 3, 128, data=bytes(3071))),
     "huge_beside_zero": forward(hidden_states=tensor(LARGEST, 0, 128, data=b"")),
+    "more_rows_than_allowed": forward(hidden_states=tensor(2**40, 0, 128)),
     "no_model": forward(layer=None),
     "mask_of_another_batch": forward(attention_mask=tensor(3, 3, dtype=INT64)),
     "mask_too_long": forward(attention_mask=tensor(2, 4, dtype=INT64)),

@@ -7,6 +7,9 @@
 
 namespace attn {
 
+// Positions beyond this are refused and windows clamped, so that sums of them can't overflow.
+inline constexpr std::int64_t kMaxPosition = std::int64_t{1} << 40;
+
 class ProblemBuilder {
  public:
   ProblemBuilder(const AttendInputs& inputs, const LayerSpec* layer, std::int64_t max_tokens)

@@ -1,4 +1,4 @@
-"""What the tests of hostile messages share."""
+"""What the tests of the control plane and of hostile messages share."""
 
 import numpy as np
 import pytest
@@ -45,3 +45,21 @@ def send(channel, hostile_models, assert_answers):
         return code, text
 
     return send
+
+
+@pytest.fixture
+def unload(client):
+    """Names of models that are unloaded at the end, where they were loaded."""
+    names = []
+    yield names
+    for name in names:
+        if name in {model.spec.name for model in client.list_models()}:
+            client.unload_model(name)
+
+
+@pytest.fixture(scope="session")
+def bert_directory(model_root):
+    """A good one, to be copied and broken."""
+    directory = model_root / "admin-bert"
+    hf_models.make_bert(seed=5, num_hidden_layers=1).save_pretrained(directory)
+    return directory

@@ -18,6 +18,11 @@ const char* At(const void* base, DType dtype, std::int64_t element) {
   return static_cast<const char*>(base) + element * static_cast<std::int64_t>(ItemSize(dtype));
 }
 
+// An empty tensor has no address.
+void FillZero(void* data, std::size_t bytes) {
+  if (bytes > 0) std::memset(data, 0, bytes);
+}
+
 // One batch row's rows [first, first + length) of `from` behind row `at` of its row in `to`, which
 // is dense in `layout`.
 void CopyRows(const kernels::RowsView& from, std::int64_t length, DType dtype, std::int64_t heads,
@@ -70,10 +75,8 @@ void AttentionProblem::Bind(const AttendOutputs& outputs) {
   const std::int64_t dim = shape_.value_dim;
   const bool heads_first = layout_ == TensorLayout::kHeadsFirst;
   if (shape_.ragged) {  // padding stays zero; kernels write the rows that are there
-    std::memset(outputs.output.data, 0, outputs_.output.bytes());
-    if (outputs_.attention_weights.defined()) {
-      std::memset(outputs.attention_weights.data, 0, outputs_.attention_weights.bytes());
-    }
+    FillZero(outputs.output.data, outputs_.output.bytes());
+    FillZero(outputs.attention_weights.data, outputs_.attention_weights.bytes());
     if (outputs_.lse.defined()) {
       std::fill_n(static_cast<float*>(outputs.lse.data), outputs_.lse.bytes() / sizeof(float),
                   -std::numeric_limits<float>::infinity());
@@ -105,8 +108,8 @@ void AttentionProblem::CopyPresent(const AttendOutputs& outputs) {
   const DType dtype = shape_.dtype;
   const std::int64_t heads = shape_.num_kv_heads;
   if (shape_.ragged) {
-    std::memset(outputs.present_key.data, 0, outputs_.present_key.bytes());
-    std::memset(outputs.present_value.data, 0, outputs_.present_value.bytes());
+    FillZero(outputs.present_key.data, outputs_.present_key.bytes());
+    FillZero(outputs.present_value.data, outputs_.present_value.bytes());
   }
   for (std::size_t i = 0; i < sequences_.size(); ++i) {
     const std::int64_t before = static_cast<std::int64_t>(i) * heads * shape_.kv_len;

@@ -12,6 +12,7 @@ namespace {
 // extents small.
 constexpr std::int64_t kMaxHeads = 65536;
 constexpr std::int64_t kMaxHeadDim = 65536;
+constexpr std::int64_t kMaxBatch = 65536;
 
 kernels::ElementType ToElementType(DType dtype) {
   switch (dtype) {
@@ -181,10 +182,11 @@ absl::Status ProblemBuilder::ReadLengths(const char* field, const std::vector<st
 absl::Status ProblemBuilder::CheckLengths() {
   const bool packed = inputs_.layout == TensorLayout::kPacked;
   batch_ = packed ? static_cast<std::int64_t>(inputs_.query_lengths.size()) : query_.batch;
-  // First of all: lists of the batch's length follow, and a batch of empty rows costs no bytes.
-  if (batch_ > max_tokens_) {
-    return InvalidField("query", absl::StrCat("query has batch ", batch_,
-                                              ", more than the limit of ", max_tokens_, " tokens"));
+  // First of all: lists of the batch's length follow, and a batch of empty rows costs the caller no
+  // bytes.
+  if (batch_ > kMaxBatch) {
+    return InvalidField(
+        "query", absl::StrCat("query has batch ", batch_, ", more than the limit of ", kMaxBatch));
   }
   ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", inputs_.query_lengths, query_.length,
                                    query_lengths_, problem_.query_starts_));

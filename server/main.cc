@@ -117,13 +117,14 @@ int main(int argc, char** argv) {
   spdlog::info("serves on {}; metrics on {}", absl::StrJoin((*server)->listen(), ", "),
                (*server)->metrics().empty() ? "no address" : (*server)->metrics() + "/metrics");
 
+  // Never destroyed: the metrics endpoint's end takes two seconds, and the process is over anyway.
+  static attn::server::Server* const running = server->release();
+
   const int received = signals.WaitForDrain();
   spdlog::info("drains: signal {}; a second one ends the server at once", received);
-  const bool idle = (*server)->Drain();
+  const bool idle = running->Drain();
   spdlog::info(idle ? "all requests were answered"
                     : "requests were cut off by the end of the drain time");
   spdlog::shutdown();
-  // Not destroyed: the metrics endpoint's end takes two seconds, and the process is over anyway.
-  (void)server->release();
   return idle ? 0 : 1;
 }

@@ -5,9 +5,12 @@
 #include <grpcpp/server_builder.h>
 #include <spdlog/spdlog.h>
 
+#include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <future>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
@@ -23,6 +26,9 @@ constexpr int kMaxConcurrentStreams = 1024;
 constexpr int kHttp2FrameBytes = 1 << 20;  // fewer, larger reads of large tensors
 // Of the transport, beside the budget of received requests and answers.
 constexpr std::size_t kTransportBytes = std::size_t{256} << 20;
+
+// How long answers that were given may take to leave.
+constexpr std::chrono::seconds kTransportGrace(1);
 
 ServerOptions OptionsOf(const ServerConfig& config) {
   ServerOptions options;
@@ -58,7 +64,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
 }
 
 Server::~Server() {
-  if (grpc_ != nullptr) Drain();
+  if (grpc_ != nullptr) grpc_->Shutdown();
 }
 
 absl::Status Server::LoadModels() {
@@ -105,6 +111,10 @@ absl::Status Server::StartGrpc() {
   const int message_bytes = static_cast<int>(config_.max_message_bytes());
   builder.SetMaxReceiveMessageSize(message_bytes);
   builder.SetMaxSendMessageSize(message_bytes);
+  // A compressed message can be a thousand times its size on the wire, and tensors hardly compress.
+  for (int i = GRPC_COMPRESS_NONE + 1; i < GRPC_COMPRESS_ALGORITHMS_COUNT; ++i) {
+    builder.SetCompressionAlgorithmSupportStatus(static_cast<grpc_compression_algorithm>(i), false);
+  }
   // Two servers on one port would each get a part of the calls: the second one is to fail instead.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
@@ -159,10 +169,16 @@ bool Server::Drain() {
       std::chrono::duration<double>(config_.drain_seconds()));
   const bool idle = dispatcher_->WaitUntilIdle(std::chrono::steady_clock::now() + budget);
   health_.Close();
-  // What is left is cancelled after a moment; answers that are on their way still leave.
-  grpc_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
-  grpc_->Wait();
-  grpc_.reset();
+  // What is left is cancelled after a moment; answers that are on their way still leave. gRPC 1.51
+  // was seen to keep Shutdown for ten seconds after a large answer over TCP, with nothing left to
+  // send.
+  std::promise<void> ended;
+  std::future<void> end = ended.get_future();
+  std::thread([server = grpc_.release(), ended = std::move(ended)]() mutable {
+    server->Shutdown(std::chrono::system_clock::now() + kTransportGrace);
+    ended.set_value();
+  }).detach();
+  end.wait_for(2 * kTransportGrace);
   return idle;
 }
 

@@ -24,7 +24,8 @@ class Server {
   ~Server();
 
   // Health says NOT_SERVING, new calls are UNAVAILABLE, running ones have config.drain_seconds to
-  // finish. Returns whether all of them did.
+  // finish. Returns whether all of them did. Once, and only before the process ends: the transport
+  // may still be closing, so that the server must not be destroyed afterwards.
   bool Drain();
 
   const std::vector<std::string>& listen() const { return listen_; }

@@ -170,3 +170,14 @@ def test_lengths_of_the_wire_format_are_not_believed(server, assert_answers):
         while connection.recv(4096):
             pass
     assert_answers()
+
+
+def test_compressed_messages_are_refused(server, client):
+    """Sixteen MiB of zeros are sixteen KiB on the wire: none of them is unpacked."""
+    request = attend(query=tensor(1, 1, 2**18, 16), key=tensor(1, 1, 1, 16))
+    with grpc.insecure_channel(server.address, compression=grpc.Compression.Gzip) as channel:
+        call = channel.unary_unary(f"{ATTENTION}Attend")
+        with pytest.raises(grpc.RpcError) as failure:
+            call(request.SerializeToString(), timeout=30)
+    assert failure.value.code() is Code.UNIMPLEMENTED
+    assert client.server_info().version

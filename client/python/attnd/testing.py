@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 _STEP_SECONDS = 0.01
+_LOG_NAME = "log.txt"
 
 
 class ServerError(Exception):
@@ -46,11 +47,8 @@ class ServerProcess:
         start_timeout: float = 60.0,
         stop_timeout: float = 60.0,
     ) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="attnd-"))
-        self._ready_file = self.folder / "ready.json"
-        self._log_file = self.folder / "log.txt"
         self._command = [os.fspath(binary), "--listen", ",".join(listen)]
-        self._command += ["--metrics-listen", "127.0.0.1:0", "--ready-file", str(self._ready_file)]
+        self._command += ["--metrics-listen", "127.0.0.1:0"]
         for name, directory in (models or {}).items():
             self._command += ["--model", f"{name}={os.fspath(directory)}"]
         if model_root is not None:
@@ -59,6 +57,7 @@ class ServerProcess:
         self._environment = {**os.environ, **(environment or {})}
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
+        self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.addresses: list[str] = []
         self._metrics_address = ""
@@ -84,6 +83,13 @@ class ServerProcess:
         return self.addresses[0]
 
     @property
+    def folder(self) -> Path:
+        """The server's own temporary folder: ready file and log."""
+        if self._folder is None:
+            raise ServerError("the server was not started")
+        return self._folder
+
+    @property
     def process(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise ServerError("the server was not started")
@@ -91,7 +97,10 @@ class ServerProcess:
 
     def start(self) -> Self:
         """Returns once the server serves; a ServerError if it does not come to that."""
-        with self._log_file.open("wb") as log:
+        self._folder = Path(tempfile.mkdtemp(prefix="attnd-"))
+        ready_file = self._folder / "ready.json"
+        self._command += ["--ready-file", str(ready_file)]
+        with (self._folder / _LOG_NAME).open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -100,7 +109,7 @@ class ServerProcess:
                 env=self._environment,
             )
         deadline = time.monotonic() + self._start_timeout
-        while not self._ready_file.exists():
+        while not ready_file.exists():
             try:
                 status = self.process.wait(_STEP_SECONDS)  # returns early when the process ends
             except subprocess.TimeoutExpired:
@@ -108,7 +117,7 @@ class ServerProcess:
                     raise self._failure(f"was not ready in {self._start_timeout:g} s") from None
             else:
                 raise self._failure(f"ended with status {status} before it was ready")
-        ready = json.loads(self._ready_file.read_text())
+        ready = json.loads(ready_file.read_text())
         self.addresses = ready["listen"]
         self._metrics_address = ready["metrics"]
         return self
@@ -131,11 +140,13 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def log(self) -> str:
         """What the server has printed so far."""
-        return self._log_file.read_text(errors="replace") if self._log_file.exists() else ""
+        path = self.folder / _LOG_NAME
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def metrics(self) -> str:
         """Prometheus' text, as it is now."""

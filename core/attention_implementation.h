@@ -76,6 +76,10 @@ struct ExecutionContext {
   const bool* cancelled =
       nullptr;  // read with __atomic_load_n; work may stop, and its result is dropped
 
+  bool IsCancelled() const {
+    return cancelled != nullptr && __atomic_load_n(cancelled, __ATOMIC_RELAXED);
+  }
+
   // Counted by who does the work.
   std::uint64_t flops = 0;
   std::uint64_t packed_input_bytes = 0;

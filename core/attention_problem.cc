@@ -70,6 +70,12 @@ absl::StatusOr<AttentionProblem> AttentionProblem::Create(const AttendInputs& in
   return ProblemBuilder(inputs, layer, max_tokens).Build();
 }
 
+std::size_t AttentionProblem::owned_bytes() const {
+  return sequences_.capacity() * sizeof(kernels::Sequence) +
+         spans_.capacity() * sizeof(kernels::KeyValueSpan) +
+         query_starts_.capacity() * sizeof(std::int64_t) + padding_mask_.capacity();
+}
+
 void AttentionProblem::Bind(const AttendOutputs& outputs) {
   const std::int64_t heads = shape_.num_heads;
   const std::int64_t dim = shape_.value_dim;

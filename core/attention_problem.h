@@ -82,6 +82,9 @@ class AttentionProblem {
   const AttentionShape& shape() const { return shape_; }
   const Outputs& outputs() const { return outputs_; }
 
+  // Of the lists that the problem owns.
+  std::size_t owned_bytes() const;
+
   // Puts the outputs' addresses in, zeroes padding, and copies past and new keys and values into
   // `present`. Then args() is complete; it points into this object and into the caller's tensors.
   void Bind(const AttendOutputs& outputs);

@@ -13,6 +13,7 @@ namespace {
 constexpr std::int64_t kMaxHeads = 65536;
 constexpr std::int64_t kMaxHeadDim = 65536;
 constexpr std::int64_t kMaxBatch = 65536;
+constexpr std::int64_t kMaxHeadsOfBatch = std::int64_t{1} << 22;
 
 kernels::ElementType ToElementType(DType dtype) {
   switch (dtype) {
@@ -187,6 +188,12 @@ absl::Status ProblemBuilder::CheckLengths() {
   if (batch_ > kMaxBatch) {
     return InvalidField(
         "query", absl::StrCat("query has batch ", batch_, ", more than the limit of ", kMaxBatch));
+  }
+  // Heads of all rows are the tasks of an execution, whether they have tokens or not.
+  if (batch_ * query_.heads > kMaxHeadsOfBatch) {
+    return InvalidField("query",
+                        absl::StrCat("query has batch ", batch_, " times heads ", query_.heads,
+                                     ", more than the limit of ", kMaxHeadsOfBatch));
   }
   ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", inputs_.query_lengths, query_.length,
                                    query_lengths_, problem_.query_starts_));

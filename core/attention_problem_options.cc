@@ -23,6 +23,17 @@ kernels::MaskType ToMaskType(DType dtype) {
   }
 }
 
+// A byte that is neither 0 nor 1 is no bool to LibTorch: implementations would disagree about it.
+absl::Status CheckBooleans(const TensorView& view) {
+  const auto* const bytes = static_cast<const unsigned char*>(view.data);
+  unsigned char all = 0;
+  for (std::size_t i = 0; i < view.bytes(); ++i) all = static_cast<unsigned char>(all | bytes[i]);
+  if (all <= 1) return absl::OkStatus();
+  return InvalidField(
+      "attention_mask",
+      "attention_mask has a byte that is neither 0 nor 1, but a bool is one of them");
+}
+
 }  // namespace
 
 absl::Status ProblemBuilder::ReadHeadValues(const char* field, const std::vector<float>& given,
@@ -120,7 +131,8 @@ absl::Status ProblemBuilder::CheckMask() {
   mask.query_stride = strides[2];
   mask.key_stride = strides[3];
   mask.kv_extent = last == 1 ? kv_len_ : std::min(last, kv_len_);
-  return padding ? CopyPaddingMask() : absl::OkStatus();
+  if (padding) return CopyPaddingMask();
+  return view.dtype == DType::kBool ? CheckBooleans(view) : absl::OkStatus();
 }
 
 absl::Status ProblemBuilder::CopyPaddingMask() {

@@ -14,12 +14,13 @@ struct Executor::Region {
   absl::FunctionRef<void(std::int64_t, int)> task;
   const std::int64_t num_tasks;
   std::atomic<std::int64_t> next{0};
+  int workers = 1;             // that take part, the driver included; under region_mutex_
   std::atomic<int> inside{0};  // workers that may still touch this region
 };
 
 Executor::Executor(Options options) : options_(std::move(options)) {
   for (int worker = 1; worker < options_.threads; ++worker) {
-    workers_.emplace_back([this, worker] { WorkerLoop(worker); });
+    workers_.emplace_back([this] { WorkerLoop(); });
   }
   driver_ = std::thread([this] { DriverLoop(); });
 }
@@ -111,7 +112,7 @@ void Executor::ParallelFor(std::int64_t num_tasks,
   while (region.inside.load(std::memory_order_acquire) != 0) std::this_thread::yield();
 }
 
-void Executor::WorkerLoop(int worker) {
+void Executor::WorkerLoop() {
   const auto spin = std::chrono::microseconds(options_.spin_microseconds);
   std::uint64_t seen = 0;
   while (true) {
@@ -121,6 +122,7 @@ void Executor::WorkerLoop(int worker) {
       std::this_thread::yield();
     }
     Region* region = nullptr;
+    int worker = 0;
     {
       std::unique_lock lock(region_mutex_);
       region_ready_.wait(lock, [&] {
@@ -129,9 +131,14 @@ void Executor::WorkerLoop(int worker) {
       if (workers_stopping_) return;
       seen = generation_.load(std::memory_order_relaxed);
       region = region_;
-      if (region != nullptr) region->inside.fetch_add(1, std::memory_order_relaxed);
+      if (region != nullptr && region->workers < region->num_tasks) {
+        worker = region->workers++;
+        region->inside.fetch_add(1, std::memory_order_relaxed);
+      } else {
+        region = nullptr;  // over before this worker woke up, or served by others
+      }
     }
-    if (region == nullptr) continue;  // it was over before this worker woke up
+    if (region == nullptr) continue;
     RunTasks(*region, worker);
     region->inside.fetch_sub(1, std::memory_order_release);
   }

@@ -39,9 +39,9 @@ class Executor {
   // Posts `job` and waits for it. Not from the driver.
   void Run(absl::FunctionRef<void()> job);
 
-  // Calls task(index, worker) for every index in [0, num_tasks), worker being in [0, threads()),
-  // each worker one task at a time; returns when all are done. On the driver only. Indices are
-  // handed out in order: put the longest first.
+  // Calls task(index, worker) for every index in [0, num_tasks); returns when all are done. Workers
+  // are numbered in [0, min(threads(), num_tasks)), each has one task at a time. On the driver
+  // only. Indices are handed out in order: put the longest first.
   void ParallelFor(std::int64_t num_tasks,
                    absl::FunctionRef<void(std::int64_t index, int worker)> task);
 
@@ -52,7 +52,7 @@ class Executor {
   struct Region;
 
   void DriverLoop();
-  void WorkerLoop(int worker);
+  void WorkerLoop();
   static void RunTasks(Region& region, int worker);
 
   const Options options_;

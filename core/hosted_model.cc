@@ -26,6 +26,22 @@ absl::Status CheckHeadValues(const std::string& field,
       field, absl::StrCat(field, " has ", values->size(), " values for ", heads, " heads"));
 }
 
+// Lists of a rotary embedding have an entry for each frequency, or for each axis, at most.
+absl::Status CheckRotary(const std::string& field, const LayerSpec& layer) {
+  if (!layer.rotary) return absl::OkStatus();
+  for (const auto& [name, size] :
+       {std::pair("short_factor", layer.rotary->short_factor.size()),
+        std::pair("long_factor", layer.rotary->long_factor.size()),
+        std::pair("axis_sections", layer.rotary->axis_sections.size())}) {
+    if (size > layer.head_dim) {
+      return InvalidField(absl::StrCat(field, ".rotary.", name),
+                          absl::StrCat(field, ".rotary.", name, " has ", size,
+                                       " entries for a head_dim of ", layer.head_dim));
+    }
+  }
+  return absl::OkStatus();
+}
+
 // Fills what the API lets unset (KV heads as query heads, values as wide as keys) and checks the
 // rest.
 absl::Status CompleteLayer(const std::string& field, LayerSpec& layer) {
@@ -42,6 +58,7 @@ absl::Status CompleteLayer(const std::string& field, LayerSpec& layer) {
                         absl::StrCat(field, ".num_kv_heads is ", layer.num_kv_heads,
                                      ", which does not divide num_heads, ", layer.num_heads));
   }
+  ATTN_RETURN_IF_ERROR(CheckRotary(field, layer));
   ATTN_RETURN_IF_ERROR(CheckHeadValues(absl::StrCat(field, ".options.alibi_slopes"),
                                        layer.options.alibi_slopes, layer.num_heads));
   return CheckHeadValues(absl::StrCat(field, ".options.sink_logits"), layer.options.sink_logits,
@@ -101,10 +118,10 @@ std::vector<HostedLayer> MakeLayers(const ModelSpec& spec, const LayerStack& sta
                                     std::uint64_t& weight_bytes) {
   std::vector<HostedLayer> layers;
   for (const LayerSpec& run : runs) {
+    const auto spec_of_run = std::make_shared<const LayerSpec>(run);
     for (std::uint32_t i = 0; i < run.repeat; ++i) {
       HostedLayer layer;
-      layer.spec = run;
-      layer.spec.repeat = 1;
+      layer.spec = spec_of_run;
       layer.hidden_size = stack.hidden_size;
       layer.max_positions = stack.max_positions;
       layer.dtype = spec.dtype;
@@ -121,7 +138,7 @@ std::vector<HostedLayer> MakeLayers(const ModelSpec& spec, const LayerStack& sta
 }  // namespace
 
 AttentionShape PlainShape(const HostedLayer& layer) {
-  const LayerSpec& spec = layer.spec;
+  const LayerSpec& spec = *layer.spec;
   AttentionShape shape;
   shape.batch = shape.q_len = shape.kv_len = shape.pairs = shape.longest_pairs = 1;
   shape.num_heads = spec.num_heads;

@@ -24,7 +24,7 @@ struct LayerRef {
 
 // One layer with what its stack and model say about it.
 struct HostedLayer {
-  LayerSpec spec;  // repeat 1
+  std::shared_ptr<const LayerSpec> spec;  // shared by the layers of a run
   std::int64_t hidden_size = 0;
   std::int64_t max_positions = 0;  // 0: no limit
   DType dtype = DType::kFloat32;

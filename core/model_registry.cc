@@ -8,6 +8,7 @@ namespace attn {
 namespace {
 
 constexpr std::size_t kMaxNameBytes = 128;
+constexpr std::size_t kMaxModels = 256;
 
 // Names become metric labels and command-line arguments.
 absl::Status CheckName(const std::string& name) {
@@ -38,6 +39,10 @@ absl::StatusOr<std::shared_ptr<ManagerPool>> ModelRegistry::Load(const ModelSpec
   ATTN_RETURN_IF_ERROR(CheckName(spec.name));
   {
     std::lock_guard lock(mutex_);
+    if (models_.size() + loading_.size() >= kMaxModels) {
+      return MakeError(absl::StatusCode::kResourceExhausted, "TOO_MANY_MODELS",
+                       absl::StrCat("the server hosts ", kMaxModels, " models already"));
+    }
     if (models_.count(spec.name) != 0 || !loading_.insert(spec.name).second) {
       return MakeError(absl::StatusCode::kAlreadyExists, "MODEL_EXISTS",
                        absl::StrCat("there is a model '", spec.name, "' already"),
@@ -57,7 +62,7 @@ absl::StatusOr<std::shared_ptr<ManagerPool>> ModelRegistry::Load(const ModelSpec
                           HostedModel::Create(spec, options));
     return ManagerPool::Create(std::move(model), spec.implementation, devices_, table_);
   };
-  absl::StatusOr<std::shared_ptr<ManagerPool>> pool = build();
+  absl::StatusOr<std::shared_ptr<ManagerPool>> pool = GuardMemory(build);
   std::lock_guard lock(mutex_);
   loading_.erase(spec.name);
   if (pool.ok()) models_[spec.name] = *pool;

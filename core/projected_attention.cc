@@ -46,14 +46,15 @@ struct ProjectedAttention::Tokens {
 };
 
 std::int64_t ProjectedAttention::projected_size() const {
-  const LayerSpec& spec = layer_.spec;
+  const LayerSpec& spec = *layer_.spec;
   const auto heads = static_cast<std::int64_t>(spec.num_heads) + spec.num_kv_heads;
   return heads * spec.head_dim + static_cast<std::int64_t>(spec.num_kv_heads) * spec.value_dim;
 }
 
 std::uint64_t ProjectedAttention::ProjectionFlops(std::uint64_t tokens) const {
   const auto features = static_cast<std::uint64_t>(
-      projected_size() + static_cast<std::int64_t>(layer_.spec.num_heads) * layer_.spec.value_dim);
+      projected_size() +
+      static_cast<std::int64_t>(layer_.spec->num_heads) * layer_.spec->value_dim);
   return 2 * tokens * static_cast<std::uint64_t>(layer_.hidden_size) * features;
 }
 
@@ -107,8 +108,11 @@ absl::Status ProjectedAttention::CheckPositions(const ForwardInputs& inputs,
                      {{"max_positions", absl::StrCat(layer_.max_positions)}});
   };
   const TensorView& ids = inputs.position_ids;
+  const auto& lengths = inputs.query_lengths;  // beyond them is padding, which has no position
+  const std::int64_t longest =
+      lengths.empty() ? tokens.length : *std::max_element(lengths.begin(), lengths.end());
   if (!ids.defined()) {
-    const std::int64_t last = past + tokens.length - 1;
+    const std::int64_t last = past + longest - 1;
     return layer_.max_positions > 0 && last >= layer_.max_positions ? beyond(last)
                                                                     : absl::OkStatus();
   }
@@ -129,7 +133,12 @@ absl::Status ProjectedAttention::CheckPositions(const ForwardInputs& inputs,
                         absl::StrCat("position_ids has shape ", ShapeText(ids),
                                      ", which does not fit the tokens of hidden_states"));
   }
+  const std::int64_t rows = tokens.packed ? 1 : ids.extent(ids.rank - 2);
   for (std::int64_t i = 0; i < ids.num_elements(); ++i) {
+    if (!tokens.packed && !lengths.empty()) {
+      const auto row = static_cast<std::size_t>(i / tokens.length % rows);
+      if (i % tokens.length >= (rows == 1 ? longest : lengths[row])) continue;
+    }
     std::int64_t position = 0;
     std::memcpy(&position, static_cast<const char*>(ids.data) + i * 8, sizeof(position));
     if (position < 0) {
@@ -164,7 +173,7 @@ absl::Status ProjectedAttention::CheckCachePosition(const ForwardInputs& inputs,
 absl::StatusOr<AttentionProblem> ProjectedAttention::MakeProblem(const ForwardInputs& inputs,
                                                                  const Tokens& tokens,
                                                                  const void* projected) const {
-  const LayerSpec& spec = layer_.spec;
+  const LayerSpec& spec = *layer_.spec;
   const std::int64_t row = projected_size();
   std::int64_t offset = 0;  // of the part within a row
   const auto part = [&](std::int64_t heads, std::int64_t dim) {
@@ -221,7 +230,7 @@ absl::StatusOr<ForwardPlan> ProjectedAttention::Plan(const ForwardInputs& inputs
 
 absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const ForwardOutputs& outputs,
                                          ExecutionContext& context) const {
-  const LayerSpec& spec = layer_.spec;
+  const LayerSpec& spec = *layer_.spec;
   const LayerWeights& weights = *layer_.weights;
   ATTN_ASSIGN_OR_RETURN(const Tokens tokens, ReadTokens(inputs));
   const std::int64_t attended_size = static_cast<std::int64_t>(spec.num_heads) * spec.value_dim;
@@ -285,7 +294,7 @@ absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const Forw
 attn::MemoryUsage ProjectedAttention::MemoryUsage(const AttentionShape& shape, int workers) const {
   attn::MemoryUsage usage = implementation_->WorkspaceBytes(shape, workers);
   const std::int64_t features =
-      projected_size() + static_cast<std::int64_t>(layer_.spec.num_heads) * layer_.spec.value_dim;
+      projected_size() + static_cast<std::int64_t>(layer_.spec->num_heads) * layer_.spec->value_dim;
   usage.bytes +=
       static_cast<std::uint64_t>(shape.batch * shape.q_len * features) * ItemSize(layer_.dtype);
   return usage;

@@ -31,13 +31,17 @@ void ReleaseCounted(void* context) {
   if (block->meter == active_meter) block->meter->Remove(block->bytes);
 }
 
-// LibTorch's own allocator, with a count beside it.
+// Thrown into LibTorch, caught in RunTorch.
+struct LimitExceeded : std::bad_alloc {};
+
+// LibTorch's own allocator, with a count and a limit beside it.
 class CountingAllocator final : public c10::Allocator {
  public:
   explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
 
   c10::DataPtr allocate(std::size_t bytes) override {
-    c10::DataPtr data = inner_->allocate(bytes);
+    if (active_meter != nullptr && !active_meter->Allows(bytes)) throw LimitExceeded();
+    c10::DataPtr data = AllocateInner(bytes);
     if (active_meter == nullptr || bytes == 0) return data;
     active_meter->Add(bytes);
     void* const pointer = data.get();
@@ -52,6 +56,14 @@ class CountingAllocator final : public c10::Allocator {
   }
 
  private:
+  c10::DataPtr AllocateInner(std::size_t bytes) {
+    try {
+      return inner_->allocate(bytes);
+    } catch (const c10::Error&) {  // it has no other reason to fail
+      throw std::bad_alloc();
+    }
+  }
+
   c10::Allocator* const inner_;
 };
 
@@ -107,6 +119,8 @@ absl::Status RunTorch(MemoryMeter& meter, const std::function<void()>& body) {
     const c10::InferenceMode inference;
     body();
     return absl::OkStatus();
+  } catch (const LimitExceeded&) {
+    return WorkspaceLimitExceeded();
   } catch (const std::bad_alloc&) {
     return OutOfMemory();
   } catch (const std::exception&) {

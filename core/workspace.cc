@@ -2,18 +2,18 @@
 
 #include <algorithm>
 
-#include "absl/strings/str_cat.h"
 #include "core/error.h"
 
 namespace attn {
 
+absl::Status WorkspaceLimitExceeded() {
+  return MakeError(absl::StatusCode::kResourceExhausted, "WORKSPACE_LIMIT",
+                   "the execution needs more scratch memory than one may hold");
+}
+
 absl::StatusOr<void*> Workspace::Take(std::size_t bytes) {
   if (bytes == 0) return nullptr;
-  if (bytes > limit_bytes_ - std::min(limit_bytes_, used_bytes_)) {
-    return MakeError(absl::StatusCode::kResourceExhausted, "WORKSPACE_LIMIT",
-                     absl::StrCat("the execution needs ", used_bytes_ + bytes,
-                                  " bytes of workspace, more than the limit of ", limit_bytes_));
-  }
+  if (!meter_.Allows(bytes)) return WorkspaceLimitExceeded();
   // The smallest free block that fits without wasting more than half of it.
   Block* best = nullptr;
   for (Block& block : blocks_) {
@@ -25,7 +25,6 @@ absl::StatusOr<void*> Workspace::Take(std::size_t bytes) {
     best = &blocks_.emplace_back(Block{std::move(buffer), false});
   }
   best->taken = true;
-  used_bytes_ += bytes;
   meter_.Add(bytes);
   return best->buffer.data.get();
 }
@@ -43,7 +42,6 @@ void Workspace::Reset() {
     ++count;
   }
   blocks_.resize(count);
-  used_bytes_ = 0;
   meter_.Reset();
 }
 

@@ -14,6 +14,8 @@ namespace attn {
 // execution is counted here too (core/torch_support.h).
 class MemoryMeter {
  public:
+  explicit MemoryMeter(std::size_t limit) : limit_(limit) {}
+
   void Add(std::size_t bytes) {
     current_ += bytes;
     if (current_ > peak_) peak_ = current_;
@@ -21,20 +23,26 @@ class MemoryMeter {
   // A block may outlive the execution that it was counted in.
   void Remove(std::size_t bytes) { current_ -= bytes < current_ ? bytes : current_; }
   void Reset() { current_ = peak_ = 0; }
+  // Whether `bytes` more are within what an execution may hold.
+  bool Allows(std::size_t bytes) const { return bytes <= limit_ && current_ <= limit_ - bytes; }
   std::size_t current() const { return current_; }
   std::size_t peak() const { return peak_; }
 
  private:
+  const std::size_t limit_;
   std::size_t current_ = 0;
   std::size_t peak_ = 0;
 };
+
+// RESOURCE_EXHAUSTED (reason WORKSPACE_LIMIT).
+absl::Status WorkspaceLimitExceeded();
 
 class Workspace {
  public:
   // An execution may hold `limit_bytes`; `keep_bytes` of them stay allocated between executions, so
   // that steady traffic meets no page faults.
   Workspace(Device& device, std::size_t limit_bytes, std::size_t keep_bytes)
-      : device_(device), limit_bytes_(limit_bytes), keep_bytes_(keep_bytes) {}
+      : device_(device), keep_bytes_(keep_bytes), meter_(limit_bytes) {}
 
   // Uninitialised, valid until the next Reset. RESOURCE_EXHAUSTED (reason WORKSPACE_LIMIT) beyond
   // the limit.
@@ -44,7 +52,6 @@ class Workspace {
   void Reset();
 
   MemoryMeter& meter() { return meter_; }
-  std::size_t limit_bytes() const { return limit_bytes_; }
 
  private:
   struct Block {
@@ -53,10 +60,8 @@ class Workspace {
   };
 
   Device& device_;
-  const std::size_t limit_bytes_;
   const std::size_t keep_bytes_;
   std::vector<Block> blocks_;
-  std::size_t used_bytes_ = 0;
   MemoryMeter meter_;
 };
 

@@ -28,7 +28,8 @@ struct Pending {
   AttentionProblem::Outputs outputs;
   // Computes into the answer's tensors.
   std::function<absl::Status(const Choice&, AttentionAnswer&, ExecutionContext&)> execute;
-  MemoryBudget::Reservation reservation;
+  std::size_t problem_bytes = 0;  // of the lists that the checks made
+  std::int32_t priority = 0;
   std::shared_ptr<CallContext> context;
   AttentionDone done;
 };
@@ -119,15 +120,17 @@ void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
                                " bytes of tensors, more than the largest message, ", limit),
                   {{"bytes", absl::StrCat(bytes)}, {"max_response_bytes", absl::StrCat(limit)}}));
   }
-  absl::StatusOr<MemoryBudget::Reservation> reservation = state.budget().Reserve(bytes);
+  absl::StatusOr<MemoryBudget::Reservation> reservation =
+      state.budget().Reserve(bytes + pending->problem_bytes);
   if (!reservation.ok()) return pending->done(reservation.status());
-  pending->reservation = std::move(*reservation);
+  pending->context->Hold(*std::move(reservation));
   pending->manager = &pending->pool->PickManager();
   pending->pool->requests.fetch_add(1, std::memory_order_relaxed);
   pending->manager->queued.fetch_add(1, std::memory_order_relaxed);
 
   DeviceQueue::Job job;
   job.call = pending->context;
+  job.priority = pending->priority;
   job.run = [pending] {
     AttentionManager& manager = *pending->manager;
     manager.queued.fetch_sub(1, std::memory_order_relaxed);
@@ -156,6 +159,7 @@ absl::StatusOr<std::shared_ptr<Pending>> MakePending(ServerState& state, const L
   context->facts.model = layer.model;
   ATTN_RETURN_IF_ERROR(CheckSparsity(state.registry().table(), execution));
   pending->selection.named = execution.implementation;
+  pending->priority = execution.priority;
   const HostedModel* const model = pending->pool->model();
   pending->selection.allow_approximate = (model != nullptr && model->spec().allow_approximate) ||
                                          execution.sparsity.factor || execution.sparsity.mass;
@@ -173,11 +177,12 @@ absl::StatusOr<std::shared_ptr<Pending>> PrepareAttend(
   }
   ATTN_ASSIGN_OR_RETURN(
       AttentionProblem created,
-      AttentionProblem::Create(call.inputs, layer == nullptr ? nullptr : &layer->spec,
+      AttentionProblem::Create(call.inputs, layer == nullptr ? nullptr : layer->spec.get(),
                                state.limits().max_tokens));
   auto problem = std::make_shared<AttentionProblem>(std::move(created));
   pending->shape = problem->shape();
   pending->outputs = problem->outputs();
+  pending->problem_bytes = problem->owned_bytes();
   pending->execute = [problem, storage = call.storage](const Choice& choice,
                                                        AttentionAnswer& answer,
                                                        ExecutionContext& execution) {

@@ -8,8 +8,11 @@
 #include <functional>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "server/memory_budget.h"
 
 namespace attn::server {
 
@@ -60,6 +63,12 @@ class CallContext {
     hook();
   }
 
+  // Bytes that are the call's until whatever carries it is done with it, its answer sent included.
+  void Hold(MemoryBudget::Reservation reservation) {
+    std::lock_guard lock(mutex_);
+    reservations_.push_back(std::move(reservation));
+  }
+
   bool cancelled() const { return __atomic_load_n(&cancelled_, __ATOMIC_RELAXED); }
   const bool* cancelled_flag() const { return &cancelled_; }  // for kernels
   bool expired() const { return Clock::now() >= deadline; }
@@ -71,6 +80,7 @@ class CallContext {
   std::mutex mutex_;
   std::function<void()> hook_;
   bool cancelled_ = false;
+  std::vector<MemoryBudget::Reservation> reservations_;
 };
 
 }  // namespace attn::server

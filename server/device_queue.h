@@ -1,5 +1,5 @@
-// The bounded queue in front of a device's executor, first in, first out. What has expired or was
-// cancelled leaves it unexecuted; a full queue sheds.
+// The bounded queue in front of a device's executor: by priority, then first in, first out. What
+// has expired or was cancelled leaves it unexecuted; a full queue sheds.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,7 @@ class DeviceQueue {
  public:
   struct Job {
     std::shared_ptr<CallContext> call;
+    std::int32_t priority = 0;               // higher first
     std::function<void()> run;               // on the executor's driver
     std::function<void(absl::Status)> drop;  // instead of `run`, from any thread
   };

@@ -16,13 +16,20 @@ namespace proto = attention::v1;
 // A parsed message is this many times larger than its bytes at most, tensors aside (WireLimits
 // bounds the rest).
 constexpr std::uint64_t kRequestCopies = 2;
+// The control plane's messages hold no tensors; what they describe is kept.
+constexpr std::uint64_t kMaxControlBytes = std::uint64_t{4} << 20;
 // Control-plane requests that may wait for the background executor.
 constexpr int kMaxBackgroundCalls = 16;
+
+void Finish(absl::StatusOr<Answer> answer, const RpcDone& done) {
+  if (!answer.ok()) return done(answer.status(), {});
+  done(absl::OkStatus(), *std::move(answer));
+}
 
 void EncodeDone(absl::StatusOr<AttentionAnswer> answer, Answer (*encode)(const AttentionAnswer&),
                 const RpcDone& done) {
   if (!answer.ok()) return done(answer.status(), {});
-  done(absl::OkStatus(), encode(*answer));
+  Finish(GuardMemory([&] { return absl::StatusOr<Answer>(encode(*answer)); }), done);
 }
 
 void DispatchForward(ServerState& state, const RequestBytes& bytes,
@@ -45,17 +52,42 @@ void DispatchAttend(ServerState& state, const RequestBytes& bytes,
                });
 }
 
+absl::Status CheckControlMessage(const RequestBytes& bytes) {
+  if (bytes.size <= kMaxControlBytes) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kInvalidArgument, "REQUEST_TOO_LARGE",
+                   absl::StrCat("the request has ", bytes.size, " bytes, more than the ",
+                                kMaxControlBytes, " that a control-plane request may have"));
+}
+
+template <typename Request>
+absl::StatusOr<std::shared_ptr<Request>> ParseControlMessage(const RequestBytes& bytes) {
+  return GuardMemory([&]() -> absl::StatusOr<std::shared_ptr<Request>> {
+    ATTN_RETURN_IF_ERROR(CheckControlMessage(bytes));
+    auto request = std::make_shared<Request>();
+    ATTN_RETURN_IF_ERROR(ParseMessage(bytes, *request));
+    return request;
+  });
+}
+
+template <typename Request, typename Response>
+absl::StatusOr<Answer> HandleMessage(absl::Status (*handler)(ServerState&, const Request&,
+                                                             Response&),
+                                     ServerState& state, const Request& request) {
+  return GuardMemory([&]() -> absl::StatusOr<Answer> {
+    Response response;
+    ATTN_RETURN_IF_ERROR(handler(state, request, response));
+    return EncodeMessage(response);
+  });
+}
+
 // An rpc whose handler is a function of messages.
 template <typename Request, typename Response>
 Rpc MessageRpc(const char* name, absl::Status (*handler)(ServerState&, const Request&, Response&)) {
   return {name, [handler](ServerState& state, const RequestBytes& bytes,
                           std::shared_ptr<CallContext>, RpcDone done) {
-            Request request;
-            Response response;
-            absl::Status status = GuardMemory([&] { return ParseMessage(bytes, request); });
-            if (status.ok())
-              status = GuardMemory([&] { return handler(state, request, response); });
-            done(status, status.ok() ? EncodeMessage(response) : Answer());
+            const auto request = ParseControlMessage<Request>(bytes);
+            if (!request.ok()) return done(request.status(), {});
+            Finish(HandleMessage(handler, state, **request), done);
           }};
 }
 
@@ -66,9 +98,8 @@ Rpc BackgroundRpc(const char* name,
   const auto waiting = std::make_shared<std::atomic<int>>(0);
   return {name, [handler, waiting](ServerState& state, const RequestBytes& bytes,
                                    std::shared_ptr<CallContext> context, RpcDone done) {
-            auto request = std::make_shared<Request>();
-            absl::Status parsed = GuardMemory([&] { return ParseMessage(bytes, *request); });
-            if (!parsed.ok()) return done(std::move(parsed), {});
+            const auto request = ParseControlMessage<Request>(bytes);
+            if (!request.ok()) return done(request.status(), {});
             if (waiting->fetch_add(1) >= kMaxBackgroundCalls) {
               waiting->fetch_sub(1);
               absl::Status busy = MakeError(absl::StatusCode::kResourceExhausted, "BUSY",
@@ -77,13 +108,11 @@ Rpc BackgroundRpc(const char* name,
               return done(std::move(busy), {});
             }
             state.background().Post(
-                [handler, waiting, &state, request, context, done = std::move(done)] {
+                [handler, waiting, &state, held = *request, context, done = std::move(done)] {
                   waiting->fetch_sub(1);
-                  Response response;
-                  absl::Status status = context->Wanted();
-                  if (status.ok())
-                    status = GuardMemory([&] { return handler(state, *request, response); });
-                  done(status, status.ok() ? EncodeMessage(response) : Answer());
+                  absl::Status wanted = context->Wanted();
+                  if (!wanted.ok()) return done(std::move(wanted), {});
+                  Finish(HandleMessage(handler, state, *held), done);
                 });
           }};
 }
@@ -130,10 +159,8 @@ void Dispatcher::Dispatch(const Rpc& rpc, RequestBytes bytes, std::shared_ptr<Ca
                           RpcDone done) {
   state_.metrics().Start(rpc.name, bytes.size);
   const bool entered = Enter();
-  auto reservation = std::make_shared<MemoryBudget::Reservation>();
-  // Keeps the call's bytes reserved until it is answered.
-  RpcDone finish = [this, &rpc, entered, reservation, context, done = std::move(done)](
-                       absl::Status status, Answer answer) {
+  RpcDone finish = [this, &rpc, entered, context, done = std::move(done)](absl::Status status,
+                                                                          Answer answer) {
     const std::uint64_t sent = answer.bytes();
     state_.metrics().Finish(rpc.name, *context, absl::StatusCodeToString(status.code()), sent);
     done(std::move(status), std::move(answer));
@@ -147,7 +174,7 @@ void Dispatcher::Dispatch(const Rpc& rpc, RequestBytes bytes, std::shared_ptr<Ca
   absl::StatusOr<MemoryBudget::Reservation> reserved =
       state_.budget().Reserve(SaturatingMultiply(bytes.size, kRequestCopies));
   if (!reserved.ok()) return finish(reserved.status(), {});
-  *reservation = *std::move(reserved);
+  context->Hold(*std::move(reserved));
   rpc.handle(state_, bytes, std::move(context), std::move(finish));
 }
 

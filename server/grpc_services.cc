@@ -13,10 +13,14 @@ namespace {
 using grpc::ByteBuffer;
 using grpc::CallbackServerContext;
 
+// Callers that want no deadline may send one of centuries: sums of it would overflow.
+constexpr std::int64_t kForeverSeconds = std::int64_t{10} * 365 * 24 * 3600;
+
 Clock::time_point DeadlineOf(const CallbackServerContext& context) {
-  const std::chrono::system_clock::time_point deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) return Clock::time_point::max();
-  return Clock::now() + (deadline - std::chrono::system_clock::now());
+  const gpr_timespec deadline = context.raw_deadline();
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  if (left.tv_sec > kForeverSeconds) return Clock::time_point::max();
+  return Clock::now() + std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
 }
 
 // A slice over memory that stays alive as long as gRPC sends it.

@@ -46,12 +46,13 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheck
   void OnWriteDone(bool ok) override {
     std::lock_guard lock(service_.mutex_);
     writing_ = false;
-    if (ok) return Update();
+    if (ok && !cancelled_) return Update();
     FinishCancelled();
   }
 
   void OnCancel() override {
     std::lock_guard lock(service_.mutex_);
+    cancelled_ = true;
     if (!writing_) FinishCancelled();  // otherwise OnWriteDone does
   }
 
@@ -76,6 +77,7 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheck
   HealthCheckResponse::ServingStatus sent_ = HealthCheckResponse::UNKNOWN;
   bool sent_any_ = false;
   bool writing_ = false;
+  bool cancelled_ = false;
   bool finished_ = false;
 };
 

@@ -26,6 +26,7 @@ class StandardAttention final : public AttentionImplementation {
     const std::size_t task_bytes = RoundUp(plan.task_workspace_bytes);
     ATTN_ASSIGN_OR_RETURN(void* const workspace, context.workspace.Take(task_bytes * workers));
     executor.ParallelFor(plan.num_tasks, [&](std::int64_t task, int worker) {
+      if (context.IsCancelled()) return;  // tasks without queries do not look by themselves
       kernels::cpu::RunStandardAttention(
           args, task, static_cast<char*>(workspace) + task_bytes * static_cast<std::size_t>(worker),
           context.cancelled);

@@ -167,18 +167,21 @@ class Group {
     at::Tensor hidden;
     if (!args_.is_causal && args_.window_left < 0 && args_.window_right < 0) return hidden;
     const auto options = like.dtype(c10::ScalarType::Long);
-    const at::Tensor distance =  // of the key ahead of the query
-        at::arange(sequence_.kv_len, options)
-            .unsqueeze(0)
-            .sub(at::arange(sequence_.first_query_position,
-                            sequence_.first_query_position + sequence_.q_len, options)
-                     .unsqueeze(1));
+    const at::Tensor keys = at::arange(sequence_.kv_len, options).unsqueeze(0);
+    const at::Tensor queries = at::arange(sequence_.first_query_position,
+                                          sequence_.first_query_position + sequence_.q_len, options)
+                                   .unsqueeze(1);
+    // Comparisons of a row with a column: nothing but the bool result is as large as the scores.
     const auto add = [&](const at::Tensor& where) {
-      hidden = hidden.defined() ? hidden.logical_or(where) : where;
+      if (hidden.defined()) {
+        hidden.logical_or_(where);
+      } else {
+        hidden = where;
+      }
     };
-    if (args_.is_causal) add(distance.gt(0));
-    if (args_.window_left >= 0) add(distance.lt(-args_.window_left));
-    if (args_.window_right >= 0) add(distance.gt(args_.window_right));
+    if (args_.is_causal) add(keys.gt(queries));
+    if (args_.window_left >= 0) add(keys.lt(queries.sub(args_.window_left)));
+    if (args_.window_right >= 0) add(keys.gt(queries.add(args_.window_right)));
     return hidden;
   }
 
@@ -205,7 +208,10 @@ class Group {
     view.strides = {given.batch_stride, given.head_stride, given.query_stride, given.key_stride};
     at::Tensor mask = AsTensor(view);
     const bool boolean = dtype == DType::kBool;
-    if (!boolean) mask = mask.to(query.scalar_type());
+    // The operator takes a mask of the query's dtype or of float32: rounding it would move scores.
+    if (!boolean && mask.scalar_type() != query.scalar_type()) {
+      mask = mask.to(c10::ScalarType::Float);
+    }
     if (extent < sequence_.kv_len) {
       at::Tensor rest = at::zeros(
           {mask.size(0), mask.size(1), mask.size(2), sequence_.kv_len - extent}, mask.options());
@@ -232,8 +238,7 @@ class TorchSdpaAttention final : public AttentionImplementation {
     ATTN_RETURN_IF_ERROR(RunTorch(context.workspace.meter(), [&] {
       const std::int64_t step = IsOneCall(args) ? std::max<std::int64_t>(shape.batch, 1) : 1;
       for (std::int64_t first = 0; first < args.num_sequences; first += step) {
-        if (context.cancelled != nullptr && __atomic_load_n(context.cancelled, __ATOMIC_RELAXED))
-          return;
+        if (context.IsCancelled()) return;
         Group(args, shape, first, step, context).Run();
       }
     }));
@@ -254,7 +259,7 @@ class TorchSdpaAttention final : public AttentionImplementation {
             ? 0
             : 2 * pairs * static_cast<std::uint64_t>(shape.batch * shape.num_heads) * sizeof(float);
     constexpr std::uint64_t kTileBytes = 1 << 20;
-    return {result + scores + pairs + kTileBytes * static_cast<std::uint64_t>(workers), false};
+    return {result + scores + 3 * pairs + kTileBytes * static_cast<std::uint64_t>(workers), false};
   }
 };
 

@@ -120,6 +120,22 @@ TEST(AttentionProblemTest, BroadcastsMasksFromTheRight) {
   EXPECT_EQ(problem->args().mask.kv_extent, 3);  // the rest is hidden
 }
 
+TEST(AttentionProblemTest, BooleansAreZeroOrOne) {
+  AttendInputs inputs = Dense();
+  std::vector<std::uint8_t> mask(35, 1);
+  inputs.attention_mask = TensorView(mask.data(), DType::kBool, {5, 7});
+  EXPECT_TRUE(StatusOf(inputs).ok());
+  mask[34] = 2;
+  EXPECT_EQ(FieldOf(inputs), "attention_mask");
+}
+
+TEST(AttentionProblemTest, TasksWithoutTokensAreBoundedToo) {
+  AttendInputs inputs;
+  inputs.query = Shaped({65536, 65536, 0, 1});
+  inputs.key = inputs.value = Shaped({65536, 1, 0, 1});
+  EXPECT_EQ(FieldOf(inputs), "query");
+}
+
 TEST(AttentionProblemTest, CopiesAPaddingMaskAndChecksItsValues) {
   AttendInputs inputs = Dense();
   std::vector<std::int64_t> padding(14, 1);

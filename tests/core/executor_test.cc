@@ -37,11 +37,18 @@ TEST_P(ParallelForTest, RunsEveryTaskOnceAndOneAtATimeOnEachWorker) {
   for (std::int64_t tasks : {0, 1, 2, 3, 17, 1000}) {
     for (int repeat = 0; repeat < 20; ++repeat) {
       std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
-      std::vector<std::atomic<int>> inside(static_cast<std::size_t>(threads));
+      // As many as there may be numbers: one beyond them is found by the address sanitizer too.
+      std::vector<std::atomic<int>> inside(
+          static_cast<std::size_t>(std::min<std::int64_t>(threads, tasks)));
+      std::atomic<bool> beyond{false};
       std::atomic<bool> overlapped{false};
       executor.Run([&] {
         EXPECT_TRUE(executor.OnDriver());
         executor.ParallelFor(tasks, [&](std::int64_t index, int worker) {
+          if (worker >= threads || worker >= tasks) {
+            beyond = true;
+            return;
+          }
           if (inside[static_cast<std::size_t>(worker)].fetch_add(1) != 0) overlapped = true;
           runs[static_cast<std::size_t>(index)].fetch_add(1);
           inside[static_cast<std::size_t>(worker)].fetch_sub(1);
@@ -49,6 +56,7 @@ TEST_P(ParallelForTest, RunsEveryTaskOnceAndOneAtATimeOnEachWorker) {
       });
       EXPECT_TRUE(std::all_of(runs.begin(), runs.end(), [](const auto& run) { return run == 1; }));
       EXPECT_FALSE(overlapped);
+      EXPECT_FALSE(beyond);
     }
   }
 }

@@ -38,7 +38,7 @@ TEST_F(ModelRegistryTest, CompletesASpecAndFindsItsLayers) {
   ASSERT_TRUE(pool.ok()) << pool.status();
   const HostedModel& model = *(*pool)->model();
   EXPECT_EQ(model.Layers().size(), 3u);
-  EXPECT_EQ(model.Find({"m", "", 2, AttentionKind::kSelf}).value()->spec.value_dim, 16u);
+  EXPECT_EQ(model.Find({"m", "", 2, AttentionKind::kSelf}).value()->spec->value_dim, 16u);
   EXPECT_EQ(model.Find({"m", "", 3, AttentionKind::kSelf}).status().code(),
             absl::StatusCode::kNotFound);
   EXPECT_EQ(model.Find({"m", "encoder", 0, AttentionKind::kSelf}).status().code(),
@@ -60,6 +60,9 @@ TEST_F(ModelRegistryTest, RefusesSpecsThatCanNotBe) {
   EXPECT_EQ(LoadCode(spec), absl::StatusCode::kInvalidArgument);
   spec = SpecOf("m");
   spec.stacks[0].self_attention[0].repeat = 1u << 31;
+  EXPECT_EQ(LoadCode(spec), absl::StatusCode::kInvalidArgument);
+  spec = SpecOf("m");
+  spec.stacks[0].self_attention[0].rotary.emplace().short_factor.resize(17);
   EXPECT_EQ(LoadCode(spec), absl::StatusCode::kInvalidArgument);
   spec = SpecOf("m");
   spec.instances = 2;

@@ -51,6 +51,7 @@ struct TestLayer {
   Vector query_norm = Random(kDim, 5), key_norm = Random(kDim, 6);
   bool biases = true;
   bool norms = false;
+  bool causal = false;
 
   HostedLayer Hosted() const {
     LayerWeights weights;
@@ -65,10 +66,13 @@ struct TestLayer {
       weights.key_norm = MakeParameter(key_norm, {kDim});
     }
     HostedLayer layer;
-    layer.spec.num_heads = kHeads;
-    layer.spec.num_kv_heads = kKvHeads;
-    layer.spec.head_dim = kDim;
-    layer.spec.value_dim = kValueDim;
+    LayerSpec spec;
+    spec.num_heads = kHeads;
+    spec.num_kv_heads = kKvHeads;
+    spec.head_dim = kDim;
+    spec.value_dim = kValueDim;
+    spec.options.is_causal = causal;
+    layer.spec = std::make_shared<const LayerSpec>(spec);
     layer.hidden_size = kHidden;
     layer.max_positions = 64;
     layer.weights = std::make_shared<const LayerWeights>(std::move(weights));
@@ -238,9 +242,9 @@ TEST_P(ProjectedAttentionTest, PaddingByMaskAndByLengths) {
 }
 
 TEST_P(ProjectedAttentionTest, PastAndPresentContinueARow) {
-  const TestLayer layer;
-  HostedLayer hosted = layer.Hosted();
-  hosted.spec.options.is_causal = true;
+  TestLayer layer;
+  layer.causal = true;
+  const HostedLayer hosted = layer.Hosted();
   const Vector hidden = Random(6 * kHidden, 9);
   const std::vector<float> values = ToFloat(hidden);
   ForwardInputs inputs;
@@ -327,6 +331,16 @@ TEST_P(ProjectedAttentionTest, RefusesWhatDoesNotFitTheLayer) {
   EXPECT_TRUE(status(inputs).ok());
   inputs.position_ids = TensorView(ids, DType::kInt64, {2, 1});
   EXPECT_EQ(status(inputs).code(), absl::StatusCode::kInvalidArgument);
+
+  // Padding has no position.
+  ids[1] = -1;
+  inputs.position_ids = TensorView(ids, DType::kInt64, {1, 2});
+  inputs.query_lengths = {1};
+  EXPECT_TRUE(status(inputs).ok());
+  inputs.position_ids = TensorView();
+  inputs.hidden_states = TensorView(values.data(), DType::kFloat32, {1, 65, kHidden});
+  inputs.query_lengths = {64};
+  EXPECT_TRUE(status(inputs).ok());
 }
 
 TEST_P(ProjectedAttentionTest, MemoryUsageBoundsWhatWasHandedOut) {

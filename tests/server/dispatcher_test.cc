@@ -36,7 +36,7 @@ class DispatcherTest : public testing::Test {
     std::promise<void> blocked;
     auto call = std::make_shared<CallContext>();
     const absl::Status pushed =
-        state_.queues().front()->Push({call,
+        state_.queues().front()->Push({call, 0,
                                        [&blocked, wait = release.get_future().share()] {
                                          blocked.set_value();
                                          wait.wait();
@@ -258,7 +258,52 @@ TEST_F(DispatcherTest, TheBudgetOfBytesInFlightHolds) {
   EXPECT_GT(RetryDelay(status), 0.0);
   *most = MemoryBudget::Reservation();
   EXPECT_TRUE(Call(dispatcher_, rpcs::kAttend, RandomAttend(11)).status.ok());
+  while (state_.budget().used() != 0)
+    std::this_thread::yield();  // given back when the call is gone
+}
+
+TEST_F(DispatcherTest, TheBudgetCountsAnAnswerUntilTheCallIsGone) {
+  auto context = std::make_shared<CallContext>();
+  ASSERT_TRUE(
+      Call(dispatcher_, rpcs::kAttend, BytesOf(RandomAttend(13).SerializeAsString()), context)
+          .status.ok());
+  EXPECT_GT(state_.budget().used(), 0u);
+  while (context.use_count() > 1) std::this_thread::yield();
+  context.reset();
   EXPECT_EQ(state_.budget().used(), 0u);
+}
+
+TEST_F(DispatcherTest, HigherPrioritiesAreExecutedFirst) {
+  std::promise<void> release = BlockDevice();
+  std::vector<int> order;
+  std::vector<std::shared_ptr<CallContext>> calls;
+  for (const int priority : {0, 0, 5, -1, 5, 7}) {
+    calls.push_back(std::make_shared<CallContext>());
+    DeviceQueue::Job job;
+    job.call = calls.back();
+    job.priority = priority;
+    job.run = [&order, priority, number = static_cast<int>(calls.size())] {
+      order.push_back(priority * 10 + number);
+    };
+    ASSERT_TRUE(state_.queues().front()->Push(std::move(job)).ok());
+  }
+  release.set_value();
+  Call(dispatcher_, rpcs::kAttend, RandomAttend(14));  // behind all of them but -1
+  while (state_.queues().front()->size() > 0) std::this_thread::yield();
+  Call(dispatcher_, rpcs::kAttend, RandomAttend(14));
+  EXPECT_EQ(order, (std::vector<int>{76, 53, 55, 1, 2, -6}));
+}
+
+TEST_F(DispatcherTest, ALibrarysOwnMemoryIsLimitedToo) {
+  ServerOptions options = SmallServer();
+  options.limits.max_workspace_bytes = std::size_t{1} << 20;
+  ServerState state(options, BuiltInImplementations());
+  Dispatcher dispatcher(state);
+  proto::AttendRequest request = RandomAttend(15, 1, 1, 3000, 1);
+  request.mutable_options()->set_is_causal(true);
+  request.mutable_options()->set_window_left(10);  // a mask of 3000 * 3000
+  request.mutable_execution()->set_implementation("torch_sdpa");
+  EXPECT_EQ(ErrorReason(Call(dispatcher, rpcs::kAttend, request).status), "WORKSPACE_LIMIT");
 }
 
 TEST_F(DispatcherTest, DrainRefusesNewCallsAndLetsRunningOnesFinish) {

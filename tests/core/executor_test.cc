@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 namespace attn {
@@ -62,6 +63,30 @@ TEST_P(ParallelForTest, RunsEveryTaskOnceAndOneAtATimeOnEachWorker) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ParallelForTest, testing::Values(1, 2, 3, 8));
+
+// Callers keep memory for as many workers as there are tasks at most. Tasks wait for each other, so
+// that the driver can't take all of them, and more workers wake up than there is work for.
+TEST(ExecutorTest, FewTasksAreGivenToWorkersOfLowNumbers) {
+  constexpr int kThreads = 8;
+  constexpr std::int64_t kTasks = 2;
+  Executor executor(Executor::Options{kThreads, 20, nullptr});
+  int highest = 0;
+  executor.Run([&] {
+    for (int repeat = 0; repeat < 3000; ++repeat) {
+      std::atomic<int> started{0};
+      std::atomic<int> seen{0};
+      executor.ParallelFor(kTasks, [&](std::int64_t, int worker) {
+        ++started;
+        while (started < kTasks) std::this_thread::yield();
+        int before = seen;
+        while (before < worker && !seen.compare_exchange_weak(before, worker)) {
+        }
+      });
+      highest = std::max(highest, seen.load());
+    }
+  });
+  EXPECT_EQ(highest, kTasks - 1);
+}
 
 TEST(ExecutorTest, CallsTheHookOnTheDriverFirst) {
   std::atomic<int> threads{0};

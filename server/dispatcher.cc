@@ -11,8 +11,6 @@
 namespace attn::server {
 namespace {
 
-namespace proto = attention::v1;
-
 // A parsed message is this many times larger than its bytes at most, tensors aside (WireLimits
 // bounds the rest).
 constexpr std::uint64_t kRequestCopies = 2;

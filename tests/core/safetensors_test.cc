@@ -101,7 +101,8 @@ std::vector<BadFile> BadFiles() {
       {"header_one_byte_too_long", LengthOnly(3, "{}"), "header has 3 bytes"},
       {"header_of_2_to_the_63", LengthOnly(std::uint64_t{1} << 63, "{}"), "9223372036854775808"},
       {"header_of_all_ones", LengthOnly(~std::uint64_t{0}, "{}"), "18446744073709551615"},
-      {"header_over_the_limit", LengthOnly(100'000'001, "{}" + std::string(100'000'001, ' ')),
+      {"header_over_the_limit",
+       LengthOnly(100'000'001, "{}" + std::string(100'000'001, ' ')),  // NOLINT: it is meant
        "100000000"},
       {"not_json", WithHeader("{tensor}", ""), "not JSON"},
       {"truncated_json", WithHeader(R"({"t.w":{"dtype":"U8",)", ""), "not JSON"},

@@ -86,8 +86,7 @@ absl::StatusOr<LoadedModel> LoadModelDirectory(const ModelSpec& spec,
                                                const LoadOptions& options) try {
   return Load(spec, options);
 } catch (const std::bad_alloc&) {
-  return MakeError(absl::StatusCode::kResourceExhausted, "NO_MEMORY",
-                   "no memory to load the model's directory");
+  return OutOfMemory();
 } catch (const std::exception&) {
   return MakeError(absl::StatusCode::kInternal, "LOAD_FAILED",
                    "an unexpected exception while loading the model's directory");

@@ -158,10 +158,7 @@ class LayerPlanner {
 absl::StatusOr<std::shared_ptr<void>> Allocate(std::size_t bytes) {
   const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   void* memory = std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
-  if (memory == nullptr) {
-    return MakeError(absl::StatusCode::kResourceExhausted, "NO_MEMORY",
-                     absl::StrCat("no memory for ", bytes, " bytes of weights"));
-  }
+  if (memory == nullptr) return OutOfMemory();
   return std::shared_ptr<void>(memory, std::free);
 }
 

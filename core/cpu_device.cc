@@ -1,20 +1,12 @@
-#include <sys/mman.h>
-
-#include <cstdlib>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "core/device.h"
-#include "core/error.h"
 #include "core/torch_threads.h"
 #include "kernels/cpu/isa.h"
 
 namespace attn {
 namespace {
-
-constexpr std::size_t kAlignment = 64;
-// From here on huge pages are asked for: fewer faults on first touch, fewer TLB misses.
-constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 
 class CpuDevice final : public Device {
  public:
@@ -24,17 +16,7 @@ class CpuDevice final : public Device {
   const std::string& name() const override { return name_; }
   std::string backend() const override { return backend_; }
 
-  absl::StatusOr<Buffer> Allocate(std::size_t bytes) override {
-    if (bytes == 0) return Buffer{};
-    const bool huge = bytes >= kHugePageBytes;
-    const std::size_t alignment = huge ? kHugePageBytes : kAlignment;
-    const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    void* const data = rounded < bytes ? nullptr : std::aligned_alloc(alignment, rounded);
-    if (data == nullptr) return OutOfMemory();
-    if (huge)
-      madvise(data, rounded, MADV_HUGEPAGE);  // advice: where it is not taken nothing changes
-    return Buffer{std::shared_ptr<void>(data, &std::free), bytes};
-  }
+  absl::StatusOr<Buffer> Allocate(std::size_t bytes) override { return AllocateHostMemory(bytes); }
 
   void Copy(void* to, const void* from, std::size_t bytes) override {
     if (bytes > 0) std::memcpy(to, from, bytes);

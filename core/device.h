@@ -10,14 +10,9 @@
 
 #include "absl/status/statusor.h"
 #include "core/executor.h"
+#include "core/host_memory.h"
 
 namespace attn {
-
-// Memory of a device; freed with the last owner.
-struct Buffer {
-  std::shared_ptr<void> data;  // 64-byte aligned; null when bytes is 0
-  std::size_t bytes = 0;
-};
 
 class Device {
  public:

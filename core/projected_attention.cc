@@ -51,10 +51,12 @@ std::int64_t ProjectedAttention::projected_size() const {
   return heads * spec.head_dim + static_cast<std::int64_t>(spec.num_kv_heads) * spec.value_dim;
 }
 
+std::int64_t ProjectedAttention::attended_size() const {
+  return static_cast<std::int64_t>(layer_.spec->num_heads) * layer_.spec->value_dim;
+}
+
 std::uint64_t ProjectedAttention::ProjectionFlops(std::uint64_t tokens) const {
-  const auto features = static_cast<std::uint64_t>(
-      projected_size() +
-      static_cast<std::int64_t>(layer_.spec->num_heads) * layer_.spec->value_dim);
+  const auto features = static_cast<std::uint64_t>(projected_size() + attended_size());
   return 2 * tokens * static_cast<std::uint64_t>(layer_.hidden_size) * features;
 }
 
@@ -233,13 +235,12 @@ absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const Forw
   const LayerSpec& spec = *layer_.spec;
   const LayerWeights& weights = *layer_.weights;
   ATTN_ASSIGN_OR_RETURN(const Tokens tokens, ReadTokens(inputs));
-  const std::int64_t attended_size = static_cast<std::int64_t>(spec.num_heads) * spec.value_dim;
   const auto take = [&](std::int64_t features) {
     return context.workspace.Take(static_cast<std::size_t>(tokens.count * features) *
                                   ItemSize(layer_.dtype));
   };
   ATTN_ASSIGN_OR_RETURN(void* const projected, take(projected_size()));
-  ATTN_ASSIGN_OR_RETURN(void* const attended, take(attended_size));
+  ATTN_ASSIGN_OR_RETURN(void* const attended, take(attended_size()));
   ATTN_ASSIGN_OR_RETURN(AttentionProblem problem, MakeProblem(inputs, tokens, projected));
 
   MemoryMeter& meter = context.workspace.meter();
@@ -270,7 +271,7 @@ absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const Forw
 
   ATTN_RETURN_IF_ERROR(RunTorch(meter, [&] {
     const at::Tensor rows =
-        AsTensor(TensorView(attended, layer_.dtype, {tokens.count, attended_size}));
+        AsTensor(TensorView(attended, layer_.dtype, {tokens.count, attended_size()}));
     at::Tensor output = AsTensor(outputs.output).reshape({tokens.count, layer_.hidden_size});
     if (outputs.output.dtype == layer_.dtype) {
       Project(output, rows, weights.output);
@@ -293,8 +294,7 @@ absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const Forw
 
 attn::MemoryUsage ProjectedAttention::MemoryUsage(const AttentionShape& shape, int workers) const {
   attn::MemoryUsage usage = implementation_->WorkspaceBytes(shape, workers);
-  const std::int64_t features =
-      projected_size() + static_cast<std::int64_t>(layer_.spec->num_heads) * layer_.spec->value_dim;
+  const std::int64_t features = projected_size() + attended_size();
   usage.bytes +=
       static_cast<std::uint64_t>(shape.batch * shape.q_len * features) * ItemSize(layer_.dtype);
   return usage;

@@ -34,6 +34,7 @@ class ProjectedAttention final : public AttentionModule {
   // The attention inside, on a query/key/value buffer at `projected` (null while planning).
   absl::StatusOr<AttentionProblem> MakeProblem(const ForwardInputs& inputs, const Tokens& tokens,
                                                const void* projected) const;
+  std::int64_t attended_size() const;   // features of the attention inside, all heads together
   std::int64_t projected_size() const;  // features of query, key and value together
   std::uint64_t ProjectionFlops(std::uint64_t tokens) const;
 

@@ -32,7 +32,10 @@ void ReleaseCounted(void* context) {
 }
 
 // Thrown into LibTorch, caught in RunTorch.
-struct LimitExceeded : std::bad_alloc {};
+struct LimitExceeded : std::bad_alloc {
+  explicit LimitExceeded(std::size_t needed) : bytes(needed) {}
+  std::size_t bytes;
+};
 
 // LibTorch's own allocator, with a count and a limit beside it.
 class CountingAllocator final : public c10::Allocator {
@@ -40,7 +43,7 @@ class CountingAllocator final : public c10::Allocator {
   explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
 
   c10::DataPtr allocate(std::size_t bytes) override {
-    if (active_meter != nullptr && !active_meter->Allows(bytes)) throw LimitExceeded();
+    if (active_meter != nullptr && !active_meter->Allows(bytes)) throw LimitExceeded(bytes);
     c10::DataPtr data = AllocateInner(bytes);
     if (active_meter == nullptr || bytes == 0) return data;
     active_meter->Add(bytes);
@@ -119,8 +122,8 @@ absl::Status RunTorch(MemoryMeter& meter, const std::function<void()>& body) {
     const c10::InferenceMode inference;
     body();
     return absl::OkStatus();
-  } catch (const LimitExceeded&) {
-    return WorkspaceLimitExceeded();
+  } catch (const LimitExceeded& exceeded) {
+    return meter.Refusal(exceeded.bytes);
   } catch (const std::bad_alloc&) {
     return OutOfMemory();
   } catch (const std::exception&) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -12,12 +11,12 @@
 #include "absl/strings/str_replace.h"
 #include "core/dtype_conversion.h"
 #include "core/error.h"
+#include "core/host_memory.h"
 
 namespace attn {
 namespace {
 
 constexpr std::size_t kSliceBytes = std::size_t{1} << 20;
-constexpr std::size_t kAlignment = 64;
 
 // One of the combinations of prefix and naming that a family allows.
 struct Naming {
@@ -155,13 +154,6 @@ class LayerPlanner {
   std::uint32_t layer_;
 };
 
-absl::StatusOr<std::shared_ptr<void>> Allocate(std::size_t bytes) {
-  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* memory = std::aligned_alloc(kAlignment, std::max(rounded, kAlignment));
-  if (memory == nullptr) return OutOfMemory();
-  return std::shared_ptr<void>(memory, std::free);
-}
-
 absl::StatusOr<Parameter> LoadParameter(const PlannedParameter& plan, DType dtype,
                                         const SliceRunner& run_slice) {
   Parameter parameter;
@@ -169,9 +161,10 @@ absl::StatusOr<Parameter> LoadParameter(const PlannedParameter& plan, DType dtyp
   parameter.dtype = dtype;
   parameter.shape = plan.shape;
   const std::size_t item = ItemSize(dtype);
-  ATTN_ASSIGN_OR_RETURN(const std::shared_ptr<void> memory,
-                        Allocate(static_cast<std::size_t>(parameter.num_elements()) * item));
-  auto* target = static_cast<unsigned char*>(memory.get());
+  ATTN_ASSIGN_OR_RETURN(
+      const Buffer memory,
+      AllocateHostMemory(static_cast<std::size_t>(parameter.num_elements()) * item));
+  auto* target = static_cast<unsigned char*>(memory.data.get());
   for (const PlannedParameter::Part& part : plan.parts) {
     const DType from = part.entry == nullptr ? dtype : part.entry->dtype;
     const std::size_t slice = kSliceBytes / std::max(ItemSize(from), item);
@@ -189,7 +182,7 @@ absl::StatusOr<Parameter> LoadParameter(const PlannedParameter& plan, DType dtyp
     }
     target += elements * item;
   }
-  parameter.data = memory;
+  parameter.data = memory.data;
   return parameter;
 }
 

@@ -2,18 +2,21 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "core/error.h"
 
 namespace attn {
 
-absl::Status WorkspaceLimitExceeded() {
-  return MakeError(absl::StatusCode::kResourceExhausted, "WORKSPACE_LIMIT",
-                   "the execution needs more scratch memory than one may hold");
+absl::Status MemoryMeter::Refusal(std::size_t bytes) const {
+  return MakeError(
+      absl::StatusCode::kResourceExhausted, "WORKSPACE_LIMIT",
+      absl::StrCat("the execution holds ", current_, " bytes of scratch memory and needs ", bytes,
+                   " more, but may hold ", limit_));
 }
 
 absl::StatusOr<void*> Workspace::Take(std::size_t bytes) {
   if (bytes == 0) return nullptr;
-  if (!meter_.Allows(bytes)) return WorkspaceLimitExceeded();
+  if (!meter_.Allows(bytes)) return meter_.Refusal(bytes);
   // The smallest free block that fits without wasting more than half of it.
   Block* best = nullptr;
   for (Block& block : blocks_) {

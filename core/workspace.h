@@ -25,6 +25,8 @@ class MemoryMeter {
   void Reset() { current_ = peak_ = 0; }
   // Whether `bytes` more are within what an execution may hold.
   bool Allows(std::size_t bytes) const { return bytes <= limit_ && current_ <= limit_ - bytes; }
+  // Why it does not allow them: RESOURCE_EXHAUSTED (reason WORKSPACE_LIMIT).
+  absl::Status Refusal(std::size_t bytes) const;
   std::size_t current() const { return current_; }
   std::size_t peak() const { return peak_; }
 
@@ -33,9 +35,6 @@ class MemoryMeter {
   std::size_t current_ = 0;
   std::size_t peak_ = 0;
 };
-
-// RESOURCE_EXHAUSTED (reason WORKSPACE_LIMIT).
-absl::Status WorkspaceLimitExceeded();
 
 class Workspace {
  public:

@@ -17,6 +17,29 @@
 
 namespace attn {
 
+constexpr kernels::ElementType ToElementType(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return kernels::ElementType::kFloat16;
+    case DType::kBFloat16:
+      return kernels::ElementType::kBFloat16;
+    default:
+      return kernels::ElementType::kFloat32;
+  }
+}
+
+constexpr DType FromElementType(kernels::ElementType type) {
+  switch (type) {
+    case kernels::ElementType::kFloat16:
+      return DType::kFloat16;
+    case kernels::ElementType::kBFloat16:
+      return DType::kBFloat16;
+    case kernels::ElementType::kFloat32:
+      break;
+  }
+  return DType::kFloat32;
+}
+
 // An execution's shape and demands, without its tensors: what Supports, MemoryUsage and
 // ComputeComplexity look at.
 struct AttentionShape {
@@ -25,13 +48,17 @@ struct AttentionShape {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   std::int64_t value_dim = 0;
-  std::int64_t q_len = 0;          // of the longest row
-  std::int64_t kv_len = 0;         // of the longest row, past included
-  std::int64_t longest_pairs = 0;  // q_len * kv_len of the row where that is largest
-  std::int64_t pairs =
-      0;  // query-key pairs of all rows, one head, before masks: sum of q_len * kv_len
-  DType dtype = DType::kFloat32;
+  std::int64_t q_len = 0;   // of the longest row
+  std::int64_t kv_len = 0;  // of the longest row, past included
+  // Query-key pairs of one head before masks, of the row that has most and of all rows: q_len *
+  // kv_len, without the keys that TrimmedKeys leaves out.
+  std::int64_t longest_pairs = 0;
+  std::int64_t pairs = 0;
+  std::int64_t paged_tokens = 0;  // of all rows, that lie in pages and can be seen
+  DType dtype = DType::kFloat32;  // of the query
+  DType kv_dtype = DType::kFloat32;
   DType output_dtype = DType::kFloat32;
+  bool paged = false;       // keys and values lie in a cache's pages
   bool ragged = false;      // rows differ in length
   bool split_keys = false;  // a row's keys lie in several spans
   bool is_causal = false;
@@ -43,6 +70,13 @@ struct AttentionShape {
   kernels::ScoreStage stage = kernels::ScoreStage::kNone;  // of the weights that are asked for
   bool output_lse = false;
 };
+
+// The first key that a query of the sequence sees by position alone; kv_len where none sees any.
+std::int64_t FirstVisibleKey(const kernels::AttentionArgs& args, const kernels::Sequence& sequence);
+
+// How many of a sequence's first keys may be left out of an execution: those in pages before the
+// first visible one, where nothing counts keys from 0 (a mask, the weights).
+std::int64_t TrimmedKeys(const kernels::AttentionArgs& args, const kernels::Sequence& sequence);
 
 // The shape of a complete problem.
 AttentionShape ShapeOf(const kernels::AttentionArgs& args);

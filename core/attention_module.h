@@ -11,6 +11,8 @@
 
 namespace attn {
 
+class CacheCall;
+
 struct ForwardInputs {
   TensorView hidden_states;   // [batch, q_len, hidden_size]; or [tokens, hidden_size], rows end to
                               // end, with query_lengths
@@ -19,8 +21,7 @@ struct ForwardInputs {
   TensorView past_key;        // [batch, num_kv_heads, length, head_dim] in the model's dtype
   TensorView past_value;      // [batch, num_kv_heads, length, value_dim]
   std::vector<std::int64_t> query_lengths;  // tokens of each row, the rest is padding; empty: all
-  std::vector<std::int64_t>
-      cache_position;  // where each row's new tokens go: the past's length; empty: unchecked
+  CacheCall* cache = nullptr;  // rows in sessions; null: none. Lives until the call is done
   bool output_attentions = false;
   bool use_cache = false;
   AttentionOptions options;  // over the layer's
@@ -43,11 +44,11 @@ class AttentionModule {
  public:
   virtual ~AttentionModule() = default;
 
-  // INVALID_ARGUMENT, OUT_OF_RANGE (positions, cache_position beyond the past) or ABORTED
-  // (cache_position below it).
+  // INVALID_ARGUMENT, or OUT_OF_RANGE (positions, tokens that a cache let go).
   virtual absl::StatusOr<ForwardPlan> Plan(const ForwardInputs& inputs) const = 0;
 
-  // FAILED_PRECONDITION where the implementation can't do what is asked, with nothing written.
+  // FAILED_PRECONDITION where the implementation can't do what is asked, with nothing written. A
+  // cache has its new tokens then, which its call may commit.
   virtual absl::Status Forward(const ForwardInputs& inputs, const ForwardOutputs& outputs,
                                ExecutionContext& context) const = 0;
 

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "core/attention_implementation.h"
+#include "core/cached_rows.h"
 #include "core/model_spec.h"
 #include "core/tensor_view.h"
 
@@ -32,6 +33,9 @@ struct AttendInputs {
   TensorLayout past_layout = TensorLayout::kHeadsFirst;
   TensorView past_key;  // carried by the caller, before `key`; undefined: none
   TensorView past_value;
+  const CachedRows* cache =
+      nullptr;  // rows in sessions, which `key` and `value` are added to (unset
+                // with kReadOnly); null: none. Outlives the checks alone
   kernels::ScoreStage stage = kernels::ScoreStage::kNone;
   bool output_lse = false;
   bool output_present = false;
@@ -70,7 +74,8 @@ class AttentionProblem {
   };
 
   // Checks everything that can be checked without looking at tensors' values, and fails with
-  // INVALID_ARGUMENT naming the field. `layer` (may be null) is the hosted layer whose heads and
+  // INVALID_ARGUMENT naming the field; OUT_OF_RANGE where a query would see tokens that a cache let
+  // go. `layer` (may be null) is the hosted layer whose heads and
   // dimensions must match and whose options hold where the request sets none. `max_tokens` bounds
   // batch times length.
   static absl::StatusOr<AttentionProblem> Create(const AttendInputs& inputs, const LayerSpec* layer,
@@ -84,6 +89,17 @@ class AttentionProblem {
 
   // Of the lists that the problem owns.
   std::size_t owned_bytes() const;
+
+  // With a cache: what each row adds to it, in the query's dtype; the dimensions that the cache has
+  // or gets; where each row's queries begin. Its pages are bound before args() is complete.
+  absl::Span<const kernels::KeyValueSpan> new_tokens() const { return spans_; }
+  const CacheDims& cache_dims() const { return cache_dims_; }
+  std::int64_t first_query_position(std::size_t row) const {
+    return sequences_[row].first_query_position;
+  }
+  void BindPages(std::size_t row, const kernels::PageTable& pages) {
+    sequences_[row].pages = pages;
+  }
 
   // Puts the outputs' addresses in, zeroes padding, and copies past and new keys and values into
   // `present`. Then args() is complete; it points into this object and into the caller's tensors.
@@ -103,6 +119,7 @@ class AttentionProblem {
   std::int64_t padded_q_len_ = 0;  // rows of a dense output
   std::vector<kernels::Sequence> sequences_;
   std::vector<kernels::KeyValueSpan> spans_;
+  CacheDims cache_dims_;
   std::vector<std::int64_t> query_starts_;  // PACKED: each row's first token
   std::vector<std::uint8_t> padding_mask_;  // an int64 mask, as bytes
   std::vector<float> alibi_slopes_;

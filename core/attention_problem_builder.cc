@@ -15,17 +15,6 @@ constexpr std::int64_t kMaxHeadDim = 65536;
 constexpr std::int64_t kMaxBatch = 65536;
 constexpr std::int64_t kMaxHeadsOfBatch = std::int64_t{1} << 22;
 
-kernels::ElementType ToElementType(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return kernels::ElementType::kFloat16;
-    case DType::kBFloat16:
-      return kernels::ElementType::kBFloat16;
-    default:
-      return kernels::ElementType::kFloat32;
-  }
-}
-
 absl::Status CheckBound(const char* field, const char* what, std::int64_t value,
                         std::int64_t bound) {
   if (value >= 1 && value <= bound) return absl::OkStatus();
@@ -78,10 +67,30 @@ absl::StatusOr<ProblemBuilder::Rows> ProblemBuilder::ReadRows(const char* field,
   return rows;
 }
 
+// Without keys of its own, a call's are those of the cache, none of them new.
+absl::Status ProblemBuilder::ReadKeys() {
+  if (brings_keys()) {
+    ATTN_ASSIGN_OR_RETURN(key_, ReadRows("key", inputs_.key, inputs_.layout));
+    ATTN_ASSIGN_OR_RETURN(value_, ReadRows("value", inputs_.value, inputs_.layout));
+    return absl::OkStatus();
+  }
+  for (const auto& [field, view] :
+       {std::pair("key", &inputs_.key), std::pair("value", &inputs_.value)}) {
+    if (!view->defined()) continue;
+    return InvalidField(field, absl::StrCat(field, " is set, but a read-only call brings no keys"));
+  }
+  const CacheDims& dims = inputs_.cache->dims;
+  key_ = value_ = query_;
+  key_.heads = value_.heads = dims.num_kv_heads;
+  key_.length = value_.length = 0;
+  key_.dim = dims.head_dim;
+  value_.dim = dims.value_dim;
+  return absl::OkStatus();
+}
+
 absl::Status ProblemBuilder::CheckTensors() {
   ATTN_ASSIGN_OR_RETURN(query_, ReadRows("query", inputs_.query, inputs_.layout));
-  ATTN_ASSIGN_OR_RETURN(key_, ReadRows("key", inputs_.key, inputs_.layout));
-  ATTN_ASSIGN_OR_RETURN(value_, ReadRows("value", inputs_.value, inputs_.layout));
+  ATTN_RETURN_IF_ERROR(ReadKeys());
   for (const auto& [field, rows] : {std::pair("key", &key_), std::pair("value", &value_)}) {
     if (rows->dtype != query_.dtype) {
       return InvalidField(field, absl::StrCat(field, " is ", DTypeName(rows->dtype),
@@ -96,8 +105,7 @@ absl::Status ProblemBuilder::CheckTensors() {
   }
   ATTN_RETURN_IF_ERROR(CheckEqual("key", "head_dim", key_.dim, "query", query_.dim));
   ATTN_RETURN_IF_ERROR(CheckEqual("value", "heads", value_.heads, "key", key_.heads));
-  ATTN_RETURN_IF_ERROR(CheckEqual("value", "length", value_.length, "key", key_.length));
-  return absl::OkStatus();
+  return CheckEqual("value", "length", value_.length, "key", key_.length);
 }
 
 absl::Status ProblemBuilder::CheckLayer() {
@@ -180,9 +188,7 @@ absl::Status ProblemBuilder::ReadLengths(const char* field, const std::vector<st
   return absl::OkStatus();
 }
 
-absl::Status ProblemBuilder::CheckLengths() {
-  const bool packed = inputs_.layout == TensorLayout::kPacked;
-  batch_ = packed ? static_cast<std::int64_t>(inputs_.query_lengths.size()) : query_.batch;
+absl::Status ProblemBuilder::CheckRowCount() const {
   // First of all: lists of the batch's length follow, and a batch of empty rows costs the caller no
   // bytes.
   if (batch_ > kMaxBatch) {
@@ -194,28 +200,6 @@ absl::Status ProblemBuilder::CheckLengths() {
     return InvalidField("query",
                         absl::StrCat("query has batch ", batch_, " times heads ", query_.heads,
                                      ", more than the limit of ", kMaxHeadsOfBatch));
-  }
-  ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", inputs_.query_lengths, query_.length,
-                                   query_lengths_, problem_.query_starts_));
-  ATTN_RETURN_IF_ERROR(
-      ReadLengths("kv_lengths", inputs_.kv_lengths, key_.length, kv_lengths_, kv_starts_));
-  if (kv_lengths_.size() != query_lengths_.size()) {
-    return InvalidField("kv_lengths",
-                        absl::StrCat("kv_lengths has ", kv_lengths_.size(),
-                                     " entries, but query_lengths has ", query_lengths_.size()));
-  }
-  const auto longest = [](const std::vector<std::int64_t>& lengths) {
-    return lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
-  };
-  q_len_ = longest(query_lengths_);
-  kv_len_ = past_length_ + longest(kv_lengths_);
-  padded_q_len_ = packed ? q_len_ : query_.length;
-  padded_kv_len_ = packed ? kv_len_ : past_length_ + key_.length;
-  const std::int64_t tokens = std::max(padded_q_len_, padded_kv_len_);
-  if (tokens > max_tokens_ || batch_ * tokens > max_tokens_) {
-    return InvalidField("query",
-                        absl::StrCat("batch ", batch_, " times length ", tokens,
-                                     " is more than the limit of ", max_tokens_, " tokens"));
   }
   const auto& positions = inputs_.first_query_position;
   if (!positions.empty() && static_cast<std::int64_t>(positions.size()) != batch_) {
@@ -233,6 +217,48 @@ absl::Status ProblemBuilder::CheckLengths() {
   return absl::OkStatus();
 }
 
+absl::Status ProblemBuilder::CheckLengths() {
+  const bool packed = inputs_.layout == TensorLayout::kPacked;
+  batch_ = packed ? static_cast<std::int64_t>(inputs_.query_lengths.size()) : query_.batch;
+  ATTN_RETURN_IF_ERROR(CheckRowCount());
+  if (inputs_.cache != nullptr) ATTN_RETURN_IF_ERROR(CheckCachedRows());
+  ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", inputs_.query_lengths, query_.length,
+                                   query_lengths_, problem_.query_starts_));
+  if (brings_keys()) {
+    ATTN_RETURN_IF_ERROR(
+        ReadLengths("kv_lengths", inputs_.kv_lengths, key_.length, kv_lengths_, kv_starts_));
+  } else {
+    kv_lengths_.assign(query_lengths_.size(), 0);
+    kv_starts_ = kv_lengths_;
+  }
+  if (kv_lengths_.size() != query_lengths_.size()) {
+    return InvalidField("kv_lengths",
+                        absl::StrCat("kv_lengths has ", kv_lengths_.size(),
+                                     " entries, but query_lengths has ", query_lengths_.size()));
+  }
+  const bool cached = inputs_.cache != nullptr;
+  const auto count = static_cast<std::size_t>(batch_);
+  std::int64_t total = 0;  // keys of all rows
+  if (!packed && !cached) padded_kv_len_ = past_length_ + key_.length;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int64_t keys = PastLength(i) + kv_lengths_[i];
+    q_len_ = std::max(q_len_, query_lengths_[i]);
+    kv_len_ = std::max(kv_len_, keys);
+    padded_kv_len_ =
+        std::max(padded_kv_len_, PastLength(i) + (packed ? kv_lengths_[i] : key_.length));
+    total += keys;
+  }
+  padded_q_len_ = packed ? q_len_ : query_.length;
+  // Rows in a cache are not padded: what counts is what they hold.
+  const std::int64_t tokens = cached ? padded_q_len_ : std::max(padded_q_len_, padded_kv_len_);
+  if (tokens > max_tokens_ || batch_ * tokens > max_tokens_ || (cached && total > max_tokens_)) {
+    return InvalidField("query",
+                        absl::StrCat("batch ", batch_, " times length ", tokens, ", with ", total,
+                                     " keys, is more than the limit of ", max_tokens_, " tokens"));
+  }
+  return absl::OkStatus();
+}
+
 void ProblemBuilder::MakeSequences() {
   const auto count = static_cast<std::size_t>(batch_);
   const bool packed = inputs_.layout == TensorLayout::kPacked;
@@ -242,7 +268,7 @@ void ProblemBuilder::MakeSequences() {
     const std::int64_t row = packed ? 0 : static_cast<std::int64_t>(i);
     kernels::Sequence& sequence = problem_.sequences_[i];
     sequence.q_len = query_lengths_[i];
-    sequence.kv_len = past_length_ + kv_lengths_[i];
+    sequence.kv_len = PastLength(i) + kv_lengths_[i];
     sequence.first_query_position = inputs_.first_query_position.empty()
                                         ? sequence.kv_len - sequence.q_len
                                         : inputs_.first_query_position[i];
@@ -253,6 +279,12 @@ void ProblemBuilder::MakeSequences() {
       const auto past_row = static_cast<std::int64_t>(i);
       problem_.spans_.push_back(
           {past_key_.View(past_row, 0), past_value_.View(past_row, 0), past_length_});
+    }
+    if (inputs_.cache != nullptr) {  // its new tokens, which the cache will hold
+      sequence.pages.first_token = inputs_.cache->first_tokens[i];
+      problem_.spans_.push_back(
+          {key_.View(row, kv_starts_[i]), value_.View(row, kv_starts_[i]), kv_lengths_[i]});
+      continue;
     }
     if (kv_lengths_[i] > 0) {
       problem_.spans_.push_back(
@@ -266,7 +298,11 @@ void ProblemBuilder::DescribeProblem() {
   kernels::AttentionArgs& args = problem_.args_;
   const DType output_dtype =
       inputs_.output_dtype == DType::kUnspecified ? query_.dtype : inputs_.output_dtype;
-  args.dtype = ToElementType(query_.dtype);
+  args.dtype = args.kv_dtype = ToElementType(query_.dtype);
+  if (inputs_.cache != nullptr) {
+    args.paged = true;
+    args.kv_dtype = ToElementType(problem_.cache_dims_.dtype);
+  }
   args.output_dtype = ToElementType(output_dtype);
   args.num_heads = query_.heads;
   args.num_kv_heads = key_.heads;
@@ -329,12 +365,14 @@ absl::StatusOr<AttentionProblem> ProblemBuilder::Build() {
   problem_.present_layout_ = inputs_.present_layout.value_or(inputs_.layout);
   ATTN_RETURN_IF_ERROR(CheckTensors());
   ATTN_RETURN_IF_ERROR(CheckLayer());
+  if (inputs_.cache != nullptr) ATTN_RETURN_IF_ERROR(CheckCacheDims());
   ATTN_RETURN_IF_ERROR(CheckPast());
   ATTN_RETURN_IF_ERROR(CheckLengths());
   ATTN_RETURN_IF_ERROR(CheckOptions());
   ATTN_RETURN_IF_ERROR(CheckMask());
   MakeSequences();
   DescribeProblem();
+  if (inputs_.cache != nullptr) ATTN_RETURN_IF_ERROR(CheckVisible());
   ATTN_RETURN_IF_ERROR(DescribeOutputs());
   return std::move(problem_);
 }

@@ -32,12 +32,23 @@ class ProblemBuilder {
   static absl::StatusOr<Rows> ReadRows(const char* field, const TensorView& view,
                                        TensorLayout layout);
   absl::Status CheckTensors();
+  absl::Status ReadKeys();
+  absl::Status CheckCacheDims();
+  absl::Status CheckCachedRows();
+  absl::Status CheckVisible() const;
   absl::Status CheckLayer();
   absl::Status CheckPast();
   absl::Status ReadLengths(const char* field, const std::vector<std::int64_t>& given,
                            std::int64_t length, std::vector<std::int64_t>& lengths,
                            std::vector<std::int64_t>& starts);
   absl::Status CheckLengths();
+  absl::Status CheckRowCount() const;
+  std::int64_t PastLength(std::size_t row) const {
+    return inputs_.cache != nullptr ? inputs_.cache->lengths[row] : past_length_;
+  }
+  bool brings_keys() const {
+    return inputs_.cache == nullptr || inputs_.cache->mode != CacheMode::kReadOnly;
+  }
   absl::Status CheckOptions();
   absl::Status ReadHeadValues(const char* field, const std::vector<float>& given, bool finite,
                               std::vector<float>& values);
@@ -54,7 +65,7 @@ class ProblemBuilder {
   AttentionProblem problem_;
   Rows query_, key_, value_, past_key_, past_value_;
   std::int64_t batch_ = 0;
-  std::int64_t past_length_ = 0;
+  std::int64_t past_length_ = 0;  // carried by the caller
   std::vector<std::int64_t> query_lengths_, kv_lengths_, kv_starts_;
   std::int64_t q_len_ = 0, kv_len_ = 0;                // of the longest row, past included
   std::int64_t padded_q_len_ = 0, padded_kv_len_ = 0;  // of the tensors

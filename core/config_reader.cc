@@ -11,6 +11,7 @@ namespace attn {
 namespace {
 
 constexpr char kBadDirectory[] = "BAD_MODEL_DIRECTORY";
+constexpr std::size_t kMaxStrings = 65536;
 
 bool IsOff(const nlohmann::json& value) {
   if (value.is_boolean()) return !value.get<bool>();
@@ -31,6 +32,14 @@ const nlohmann::json* ConfigReader::Find(const std::string& name) const {
 const nlohmann::json* ConfigReader::Read(const std::string& name) {
   read_.insert(name);
   return Find(name);
+}
+
+bool ConfigReader::Mentions(const std::string& name) const { return object_->contains(name); }
+
+std::vector<std::string> ConfigReader::Names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : object_->items()) names.push_back(name);
+  return names;
 }
 
 bool ConfigReader::Has(const std::string& name) const { return Find(name) != nullptr; }
@@ -119,6 +128,44 @@ absl::StatusOr<ConfigReader> ConfigReader::RequiredObject(const std::string& nam
   if (value == nullptr) return Missing(name);
   if (!value->is_object()) return Bad(name, "which is not an object");
   return ConfigReader(value, absl::StrCat(path_, name, "."));
+}
+
+absl::StatusOr<std::vector<double>> ConfigReader::RequiredNumbers(const std::string& name,
+                                                                  std::size_t count, double min,
+                                                                  double max) {
+  const nlohmann::json* value = Read(name);
+  if (value == nullptr) return Missing(name);
+  if (!value->is_array() || value->size() != count) {
+    return Bad(name, absl::StrCat("which is not an array of ", count, " numbers"));
+  }
+  std::vector<double> numbers;
+  for (const nlohmann::json& element : *value) {
+    const double number = element.is_number() ? element.get<double>() : std::nan("");
+    if (!(number >= min && number <= max)) {
+      return Bad(name, absl::StrCat("which holds what is not a number from ", min, " to ", max));
+    }
+    numbers.push_back(number);
+  }
+  return numbers;
+}
+
+absl::StatusOr<std::vector<std::string>> ConfigReader::RequiredStrings(
+    const std::string& name, std::optional<std::size_t> count) {
+  const nlohmann::json* value = Read(name);
+  if (value == nullptr) return Missing(name);
+  if (!value->is_array() || value->size() > kMaxStrings) {
+    return Bad(name, "which is not an array of strings");
+  }
+  if (count && value->size() != *count) {
+    return Bad(name,
+               absl::StrCat("which has ", value->size(), " elements, but must have ", *count));
+  }
+  std::vector<std::string> strings;
+  for (const nlohmann::json& element : *value) {
+    if (!element.is_string()) return Bad(name, "which is not an array of strings");
+    strings.push_back(element.get<std::string>());
+  }
+  return strings;
 }
 
 }  // namespace attn

@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -23,6 +25,10 @@ class ConfigReader {
   explicit ConfigReader(const nlohmann::json* object, std::string path = "");
 
   bool Has(const std::string& name) const;
+  // Whether the field is there at all, null or not: where a class's default is not null, the two
+  // differ.
+  bool Mentions(const std::string& name) const;
+  std::vector<std::string> Names() const;
 
   // Whole numbers alone: neither 12.0 nor "12".
   absl::StatusOr<std::uint32_t> RequiredInt(const std::string& name, std::uint32_t min,
@@ -34,6 +40,11 @@ class ConfigReader {
   absl::StatusOr<std::string> RequiredString(const std::string& name);
   absl::StatusOr<std::string> StringOr(const std::string& name, const std::string& fallback);
   absl::StatusOr<ConfigReader> RequiredObject(const std::string& name);
+  // Arrays of exactly `count` elements; strings also of any number up to 65,536.
+  absl::StatusOr<std::vector<double>> RequiredNumbers(const std::string& name, std::size_t count,
+                                                      double min, double max);
+  absl::StatusOr<std::vector<std::string>> RequiredStrings(
+      const std::string& name, std::optional<std::size_t> count = std::nullopt);
 
   // Marks a field that does not matter to attention for this family, although others give it a
   // meaning.
@@ -48,12 +59,12 @@ class ConfigReader {
 
   // INVALID_ARGUMENT about a field: `rule` completes "config.json: hidden_size is 7, ".
   absl::Status Bad(const std::string& name, const std::string& rule) const;
+  absl::Status Missing(const std::string& name) const;
 
  private:
   // Null where the field is absent.
   const nlohmann::json* Find(const std::string& name) const;
   const nlohmann::json* Read(const std::string& name);
-  absl::Status Missing(const std::string& name) const;
 
   const nlohmann::json* object_;
   std::string path_;

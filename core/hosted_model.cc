@@ -26,22 +26,6 @@ absl::Status CheckHeadValues(const std::string& field,
       field, absl::StrCat(field, " has ", values->size(), " values for ", heads, " heads"));
 }
 
-// Lists of a rotary embedding have an entry for each frequency, or for each axis, at most.
-absl::Status CheckRotary(const std::string& field, const LayerSpec& layer) {
-  if (!layer.rotary) return absl::OkStatus();
-  for (const auto& [name, size] :
-       {std::pair("short_factor", layer.rotary->short_factor.size()),
-        std::pair("long_factor", layer.rotary->long_factor.size()),
-        std::pair("axis_sections", layer.rotary->axis_sections.size())}) {
-    if (size > layer.head_dim) {
-      return InvalidField(absl::StrCat(field, ".rotary.", name),
-                          absl::StrCat(field, ".rotary.", name, " has ", size,
-                                       " entries for a head_dim of ", layer.head_dim));
-    }
-  }
-  return absl::OkStatus();
-}
-
 // Fills what the API lets unset (KV heads as query heads, values as wide as keys) and checks the
 // rest.
 absl::Status CompleteLayer(const std::string& field, LayerSpec& layer) {
@@ -58,7 +42,6 @@ absl::Status CompleteLayer(const std::string& field, LayerSpec& layer) {
                         absl::StrCat(field, ".num_kv_heads is ", layer.num_kv_heads,
                                      ", which does not divide num_heads, ", layer.num_heads));
   }
-  ATTN_RETURN_IF_ERROR(CheckRotary(field, layer));
   ATTN_RETURN_IF_ERROR(CheckHeadValues(absl::StrCat(field, ".options.alibi_slopes"),
                                        layer.options.alibi_slopes, layer.num_heads));
   return CheckHeadValues(absl::StrCat(field, ".options.sink_logits"), layer.options.sink_logits,
@@ -112,24 +95,27 @@ absl::Status CompleteSpec(ModelSpec& spec) {
   return absl::OkStatus();
 }
 
-std::vector<HostedLayer> MakeLayers(const ModelSpec& spec, const LayerStack& stack,
-                                    const std::vector<LayerSpec>& runs,
-                                    std::vector<LayerWeights> weights,
-                                    std::uint64_t& weight_bytes) {
+// One of a stack's lists of layers; `field` names it.
+absl::StatusOr<std::vector<HostedLayer>> MakeLayers(const std::string& field, const ModelSpec& spec,
+                                                    const LayerStack& stack,
+                                                    const std::vector<LayerSpec>& runs,
+                                                    std::vector<LayerWeights> weights) {
   std::vector<HostedLayer> layers;
-  for (const LayerSpec& run : runs) {
-    const auto spec_of_run = std::make_shared<const LayerSpec>(run);
-    for (std::uint32_t i = 0; i < run.repeat; ++i) {
-      HostedLayer layer;
-      layer.spec = spec_of_run;
-      layer.hidden_size = stack.hidden_size;
-      layer.max_positions = stack.max_positions;
-      layer.dtype = spec.dtype;
-      if (layers.size() < weights.size()) {
-        weight_bytes += weights[layers.size()].bytes();
-        layer.weights = std::make_shared<const LayerWeights>(std::move(weights[layers.size()]));
-      }
-      layers.push_back(std::move(layer));
+  for (std::size_t run = 0; run < runs.size(); ++run) {
+    HostedLayer layer;
+    layer.spec = std::make_shared<const LayerSpec>(runs[run]);
+    layer.hidden_size = stack.hidden_size;
+    layer.max_positions = stack.max_positions;
+    layer.dtype = spec.dtype;
+    if (runs[run].rotary) {
+      ATTN_ASSIGN_OR_RETURN(
+          layer.rotary, Rotary::Create(absl::StrCat(field, "[", run, "].rotary"), *runs[run].rotary,
+                                       runs[run].head_dim, stack.max_positions));
+    }
+    for (std::uint32_t i = 0; i < runs[run].repeat; ++i) {
+      HostedLayer& own = layers.emplace_back(layer);
+      if (layers.size() > weights.size()) continue;
+      own.weights = std::make_shared<const LayerWeights>(std::move(weights[layers.size() - 1]));
     }
   }
   return layers;
@@ -175,12 +161,20 @@ absl::StatusOr<std::shared_ptr<const HostedModel>> HostedModel::Create(const Mod
   auto model = std::shared_ptr<HostedModel>(new HostedModel);
   for (std::size_t i = 0; i < loaded.spec.stacks.size(); ++i) {
     const LayerStack& stack = loaded.spec.stacks[i];
-    model->stacks_.push_back(
-        {stack.name,
-         MakeLayers(loaded.spec, stack, stack.self_attention,
-                    std::move(loaded.stacks[i].self_attention), model->weight_bytes_),
-         MakeLayers(loaded.spec, stack, stack.cross_attention,
-                    std::move(loaded.stacks[i].cross_attention), model->weight_bytes_)});
+    const std::string field = absl::StrCat("spec.stacks[", i, "]");
+    Stack& made = model->stacks_.emplace_back();
+    made.name = stack.name;
+    ATTN_ASSIGN_OR_RETURN(
+        made.self_attention,
+        MakeLayers(field + ".self_attention", loaded.spec, stack, stack.self_attention,
+                   std::move(loaded.stacks[i].self_attention)));
+    ATTN_ASSIGN_OR_RETURN(
+        made.cross_attention,
+        MakeLayers(field + ".cross_attention", loaded.spec, stack, stack.cross_attention,
+                   std::move(loaded.stacks[i].cross_attention)));
+  }
+  for (const HostedLayer* layer : model->Layers()) {
+    if (layer->weights != nullptr) model->weight_bytes_ += layer->weights->bytes();
   }
   model->spec_ = std::move(loaded.spec);
   return std::shared_ptr<const HostedModel>(std::move(model));

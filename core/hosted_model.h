@@ -12,6 +12,7 @@
 #include "core/layer_weights.h"
 #include "core/model_directory.h"
 #include "core/model_spec.h"
+#include "core/rotary.h"
 
 namespace attn {
 
@@ -29,6 +30,7 @@ struct HostedLayer {
   std::int64_t max_positions = 0;  // 0: no limit
   DType dtype = DType::kFloat32;
   std::shared_ptr<const LayerWeights> weights;  // null: attention only
+  std::shared_ptr<const Rotary> rotary;         // null: none; shared by the layers of a run
 };
 
 // The plainest request that a layer gets: an implementation that can't serve it can't serve the

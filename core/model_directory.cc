@@ -56,7 +56,6 @@ absl::StatusOr<LoadedModel> Load(const ModelSpec& spec, const LoadOptions& optio
   model.spec = spec;
   model.spec.modality = family.modality;
   model.spec.stacks = std::move(family.stacks);
-  ATTN_RETURN_IF_ERROR(CheckAgreement(spec, model.spec));
 
   // All stacks are checked before the first byte is allocated.
   ATTN_ASSIGN_OR_RETURN(const ModelTensors tensors, ModelTensors::Open(files));
@@ -65,8 +64,10 @@ absl::StatusOr<LoadedModel> Load(const ModelSpec& spec, const LoadOptions& optio
     ATTN_ASSIGN_OR_RETURN(
         std::vector<PlannedLayer> layers,
         PlanSelfAttention(tensors, model.spec.stacks[i], family.self_attention[i]));
+    ReadSinks(layers, model.spec.stacks[i]);
     plans.push_back(std::move(layers));
   }
+  ATTN_RETURN_IF_ERROR(CheckAgreement(spec, model.spec));
   model.spec.dtype = ChooseDType(spec.dtype, plans);
 
   const SliceRunner run_slice = options.run_slice ? options.run_slice : RunAtOnce;

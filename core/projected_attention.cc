@@ -4,10 +4,12 @@
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "core/cache_append.h"
+#include "core/cache_call.h"
 #include "core/error.h"
+#include "core/position_encoding.h"
 #include "core/torch_support.h"
 
 namespace attn {
@@ -18,11 +20,16 @@ at::Tensor AsTensor(const Parameter& parameter) {
                              static_cast<int>(parameter.shape.size())));
 }
 
-// out = x W^T + b, written where `out` lies.
+// Whether the call projects keys and values beside its queries.
+bool BringsKeys(const ForwardInputs& inputs) {
+  return inputs.cache == nullptr || inputs.cache->rows().mode != CacheMode::kReadOnly;
+}
+
+// out = x W^T + b, written where `out` lies: of the first features, where it has fewer.
 void Project(at::Tensor out, const at::Tensor& x, const Projection& projection) {
-  const at::Tensor weight = AsTensor(projection.weight).t();
+  const at::Tensor weight = AsTensor(projection.weight).narrow(0, 0, out.size(1)).t();
   if (projection.bias.defined()) {
-    at::addmm_out(out, AsTensor(projection.bias), x, weight);
+    at::addmm_out(out, AsTensor(projection.bias).narrow(0, 0, out.size(1)), x, weight);
   } else {
     at::mm_out(out, x, weight);
   }
@@ -38,30 +45,26 @@ void NormalizeHeads(at::Tensor heads, const Parameter& weight, float epsilon) {
 
 }  // namespace
 
-struct ProjectedAttention::Tokens {
-  bool packed = false;
-  std::int64_t batch = 0;   // packed: of query_lengths
-  std::int64_t length = 0;  // of the padded rows; packed: the longest row
-  std::int64_t count = 0;   // rows of the GEMMs, padding included
-};
+std::int64_t ProjectedAttention::query_size() const {
+  return static_cast<std::int64_t>(layer_.spec->num_heads) * layer_.spec->head_dim;
+}
 
-std::int64_t ProjectedAttention::projected_size() const {
+std::int64_t ProjectedAttention::projected_size(bool keys) const {
   const LayerSpec& spec = *layer_.spec;
-  const auto heads = static_cast<std::int64_t>(spec.num_heads) + spec.num_kv_heads;
-  return heads * spec.head_dim + static_cast<std::int64_t>(spec.num_kv_heads) * spec.value_dim;
+  const auto dims = static_cast<std::int64_t>(spec.head_dim) + spec.value_dim;
+  return query_size() + (keys ? spec.num_kv_heads * dims : 0);
 }
 
 std::int64_t ProjectedAttention::attended_size() const {
   return static_cast<std::int64_t>(layer_.spec->num_heads) * layer_.spec->value_dim;
 }
 
-std::uint64_t ProjectedAttention::ProjectionFlops(std::uint64_t tokens) const {
-  const auto features = static_cast<std::uint64_t>(projected_size() + attended_size());
+std::uint64_t ProjectedAttention::ProjectionFlops(std::uint64_t tokens, bool keys) const {
+  const auto features = static_cast<std::uint64_t>(projected_size(keys) + attended_size());
   return 2 * tokens * static_cast<std::uint64_t>(layer_.hidden_size) * features;
 }
 
-absl::StatusOr<ProjectedAttention::Tokens> ProjectedAttention::ReadTokens(
-    const ForwardInputs& inputs) const {
+absl::StatusOr<TokenRows> ProjectedAttention::ReadTokens(const ForwardInputs& inputs) const {
   const TensorView& hidden = inputs.hidden_states;
   if (!hidden.defined()) return InvalidField("hidden_states", "hidden_states is missing");
   if (!IsFloating(hidden.dtype)) {
@@ -79,8 +82,9 @@ absl::StatusOr<ProjectedAttention::Tokens> ProjectedAttention::ReadTokens(
                                                       hidden.extent(hidden.rank - 1),
                                                       ", but the layer has ", layer_.hidden_size));
   }
-  Tokens tokens;
+  TokenRows tokens;
   tokens.packed = hidden.rank == 2;
+  tokens.lengths = inputs.query_lengths;
   if (tokens.packed) {
     tokens.batch = static_cast<std::int64_t>(inputs.query_lengths.size());
     tokens.count = hidden.extent(0);
@@ -100,83 +104,25 @@ absl::StatusOr<ProjectedAttention::Tokens> ProjectedAttention::ReadTokens(
   return tokens;
 }
 
-absl::Status ProjectedAttention::CheckPositions(const ForwardInputs& inputs,
-                                                const Tokens& tokens) const {
-  const std::int64_t past = inputs.past_key.defined() ? inputs.past_key.extent(2) : 0;
-  const auto beyond = [&](std::int64_t position) {
-    return MakeError(absl::StatusCode::kOutOfRange, "POSITION_OUT_OF_RANGE",
-                     absl::StrCat("position ", position, " is beyond the model's last one, ",
-                                  layer_.max_positions - 1),
-                     {{"max_positions", absl::StrCat(layer_.max_positions)}});
-  };
-  const TensorView& ids = inputs.position_ids;
-  const auto& lengths = inputs.query_lengths;  // beyond them is padding, which has no position
-  const std::int64_t longest =
-      lengths.empty() ? tokens.length : *std::max_element(lengths.begin(), lengths.end());
-  if (!ids.defined()) {
-    const std::int64_t last = past + longest - 1;
-    return layer_.max_positions > 0 && last >= layer_.max_positions ? beyond(last)
-                                                                    : absl::OkStatus();
+absl::StatusOr<TokenPositions> ProjectedAttention::ReadPositions(const ForwardInputs& inputs,
+                                                                 const TokenRows& tokens) const {
+  std::vector<std::int64_t> places(static_cast<std::size_t>(tokens.batch), 0);
+  for (std::size_t b = 0; b < places.size(); ++b) {
+    if (inputs.past_key.defined()) places[b] = inputs.past_key.extent(2);
+    if (inputs.cache == nullptr) continue;
+    const CachedRows& rows = inputs.cache->rows();
+    const bool reads = rows.mode == CacheMode::kReadOnly;
+    places[b] = rows.lengths[b] - (reads ? tokens.length_of(b) : 0);
   }
-  if (ids.dtype != DType::kInt64) {
-    return InvalidField("position_ids", absl::StrCat("position_ids is ", DTypeName(ids.dtype),
-                                                     ", but must be int64"));
-  }
-  const int own_rank = tokens.packed ? 1 : 2;
-  bool fits = ids.rank == own_rank || ids.rank == own_rank + 1;
-  if (fits && tokens.packed) fits = ids.extent(ids.rank - 1) == tokens.count;
-  if (fits && !tokens.packed) {
-    const std::int64_t rows = ids.extent(ids.rank - 2);
-    fits = (rows == 1 || rows == tokens.batch) && ids.extent(ids.rank - 1) == tokens.length;
-  }
-  if (fits && ids.rank > own_rank) fits = ids.extent(0) >= 1 && ids.extent(0) <= 3;
-  if (!fits) {
-    return InvalidField("position_ids",
-                        absl::StrCat("position_ids has shape ", ShapeText(ids),
-                                     ", which does not fit the tokens of hidden_states"));
-  }
-  const std::int64_t rows = tokens.packed ? 1 : ids.extent(ids.rank - 2);
-  for (std::int64_t i = 0; i < ids.num_elements(); ++i) {
-    if (!tokens.packed && !lengths.empty()) {
-      const auto row = static_cast<std::size_t>(i / tokens.length % rows);
-      if (i % tokens.length >= (rows == 1 ? longest : lengths[row])) continue;
-    }
-    std::int64_t position = 0;
-    std::memcpy(&position, static_cast<const char*>(ids.data) + i * 8, sizeof(position));
-    if (position < 0) {
-      return InvalidField("position_ids", absl::StrCat("position_ids has an entry of ", position));
-    }
-    if (layer_.max_positions > 0 && position >= layer_.max_positions) return beyond(position);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ProjectedAttention::CheckCachePosition(const ForwardInputs& inputs,
-                                                    const Tokens& tokens) const {
-  if (inputs.cache_position.empty()) return absl::OkStatus();
-  if (static_cast<std::int64_t>(inputs.cache_position.size()) != tokens.batch) {
-    return InvalidField("cache_position",
-                        absl::StrCat("cache_position has ", inputs.cache_position.size(),
-                                     " entries for a batch of ", tokens.batch));
-  }
-  const std::int64_t past = inputs.past_key.defined() ? inputs.past_key.extent(2) : 0;
-  for (std::int64_t position : inputs.cache_position) {
-    if (position == past || position == -1) continue;
-    const bool beyond = position > past;
-    return MakeError(
-        beyond ? absl::StatusCode::kOutOfRange : absl::StatusCode::kAborted,
-        beyond ? "CACHE_POSITION_BEYOND" : "CACHE_POSITION_BELOW",
-        absl::StrCat("cache_position is ", position, ", but the past's length is ", past),
-        {{"length", absl::StrCat(past)}});
-  }
-  return absl::OkStatus();
+  return TokenPositions::Create(inputs.position_ids, tokens, places, layer_);
 }
 
 absl::StatusOr<AttentionProblem> ProjectedAttention::MakeProblem(const ForwardInputs& inputs,
-                                                                 const Tokens& tokens,
+                                                                 const TokenRows& tokens,
                                                                  const void* projected) const {
   const LayerSpec& spec = *layer_.spec;
-  const std::int64_t row = projected_size();
+  const bool keys = BringsKeys(inputs);
+  const std::int64_t row = projected_size(keys);
   std::int64_t offset = 0;  // of the part within a row
   const auto part = [&](std::int64_t heads, std::int64_t dim) {
     TensorView view;
@@ -200,10 +146,13 @@ absl::StatusOr<AttentionProblem> ProjectedAttention::MakeProblem(const ForwardIn
   AttendInputs attend;
   attend.layout = tokens.packed ? TensorLayout::kPacked : TensorLayout::kTokensFirst;
   attend.query = part(spec.num_heads, spec.head_dim);
-  attend.key = part(spec.num_kv_heads, spec.head_dim);
-  attend.value = part(spec.num_kv_heads, spec.value_dim);
   attend.query_lengths = inputs.query_lengths;
-  attend.kv_lengths = inputs.query_lengths;
+  if (keys) {
+    attend.key = part(spec.num_kv_heads, spec.head_dim);
+    attend.value = part(spec.num_kv_heads, spec.value_dim);
+    attend.kv_lengths = inputs.query_lengths;
+  }
+  if (inputs.cache != nullptr) attend.cache = &inputs.cache->rows();
   attend.attention_mask = inputs.attention_mask;
   attend.options = inputs.options;
   attend.past_key = inputs.past_key;
@@ -216,10 +165,9 @@ absl::StatusOr<AttentionProblem> ProjectedAttention::MakeProblem(const ForwardIn
 }
 
 absl::StatusOr<ForwardPlan> ProjectedAttention::Plan(const ForwardInputs& inputs) const {
-  ATTN_ASSIGN_OR_RETURN(const Tokens tokens, ReadTokens(inputs));
+  ATTN_ASSIGN_OR_RETURN(const TokenRows tokens, ReadTokens(inputs));
   ATTN_ASSIGN_OR_RETURN(const AttentionProblem problem, MakeProblem(inputs, tokens, nullptr));
-  ATTN_RETURN_IF_ERROR(CheckPositions(inputs, tokens));
-  ATTN_RETURN_IF_ERROR(CheckCachePosition(inputs, tokens));
+  ATTN_RETURN_IF_ERROR(ReadPositions(inputs, tokens).status());
   ForwardPlan plan;
   plan.shape = problem.shape();
   plan.outputs = problem.outputs();
@@ -230,34 +178,72 @@ absl::StatusOr<ForwardPlan> ProjectedAttention::Plan(const ForwardInputs& inputs
   return plan;
 }
 
-absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const ForwardOutputs& outputs,
-                                         ExecutionContext& context) const {
+absl::Status ProjectedAttention::ProjectTokens(const ForwardInputs& inputs, const TokenRows& tokens,
+                                               void* projected, ExecutionContext& context) const {
   const LayerSpec& spec = *layer_.spec;
   const LayerWeights& weights = *layer_.weights;
-  ATTN_ASSIGN_OR_RETURN(const Tokens tokens, ReadTokens(inputs));
+  const bool keys = BringsKeys(inputs);
+  const std::int64_t size = projected_size(keys);
+  ATTN_RETURN_IF_ERROR(RunTorch(context.workspace.meter(), [&] {
+    const at::Tensor hidden =
+        AsTensor(inputs.hidden_states).reshape({tokens.count, layer_.hidden_size});
+    const at::Tensor rows = AsTensor(TensorView(projected, layer_.dtype, {tokens.count, size}));
+    Project(rows, hidden.to(ToScalarType(layer_.dtype)), weights.query_key_value);
+    NormalizeHeads(rows.narrow(1, 0, query_size()).unflatten(1, {spec.num_heads, spec.head_dim}),
+                   weights.query_norm, weights.norm_epsilon);
+    if (!keys) return;
+    const std::int64_t key_size = static_cast<std::int64_t>(spec.num_kv_heads) * spec.head_dim;
+    NormalizeHeads(
+        rows.narrow(1, query_size(), key_size).unflatten(1, {spec.num_kv_heads, spec.head_dim}),
+        weights.key_norm, weights.norm_epsilon);
+  }));
+  if (layer_.rotary == nullptr) return absl::OkStatus();
+  ATTN_ASSIGN_OR_RETURN(const TokenPositions positions, ReadPositions(inputs, tokens));
+  const std::int64_t heads = spec.num_heads + (keys ? spec.num_kv_heads : 0);
+  return EncodePositions(*layer_.rotary, positions,
+                         {projected, layer_.dtype, size, heads, spec.head_dim}, context);
+}
+
+absl::Status ProjectedAttention::ProjectOutput(const ForwardInputs& inputs, const TokenRows& tokens,
+                                               void* attended, MutableTensorView view,
+                                               ExecutionContext& context) const {
+  return RunTorch(context.workspace.meter(), [&] {
+    const at::Tensor rows =
+        AsTensor(TensorView(attended, layer_.dtype, {tokens.count, attended_size()}));
+    at::Tensor output = AsTensor(view).reshape({tokens.count, layer_.hidden_size});
+    if (view.dtype == layer_.dtype) {
+      Project(output, rows, layer_.weights->output);
+    } else {
+      at::Tensor result = rows.new_empty({tokens.count, layer_.hidden_size});
+      Project(result, rows, layer_.weights->output);
+      output.copy_(result);
+    }
+    if (tokens.packed) return;
+    for (std::size_t b = 0; b < inputs.query_lengths.size();
+         ++b) {  // padding is zero, not the bias
+      const std::int64_t length = inputs.query_lengths[b];
+      const std::int64_t start = static_cast<std::int64_t>(b) * tokens.length + length;
+      output.narrow(0, start, tokens.length - length).zero_();
+    }
+  });
+}
+
+absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const ForwardOutputs& outputs,
+                                         ExecutionContext& context) const {
+  ATTN_ASSIGN_OR_RETURN(const TokenRows tokens, ReadTokens(inputs));
   const auto take = [&](std::int64_t features) {
     return context.workspace.Take(static_cast<std::size_t>(tokens.count * features) *
                                   ItemSize(layer_.dtype));
   };
-  ATTN_ASSIGN_OR_RETURN(void* const projected, take(projected_size()));
+  const bool keys = BringsKeys(inputs);
+  ATTN_ASSIGN_OR_RETURN(void* const projected, take(projected_size(keys)));
   ATTN_ASSIGN_OR_RETURN(void* const attended, take(attended_size()));
   ATTN_ASSIGN_OR_RETURN(AttentionProblem problem, MakeProblem(inputs, tokens, projected));
-
-  MemoryMeter& meter = context.workspace.meter();
-  ATTN_RETURN_IF_ERROR(RunTorch(meter, [&] {
-    const at::Tensor hidden =
-        AsTensor(inputs.hidden_states).reshape({tokens.count, layer_.hidden_size});
-    const at::Tensor rows =
-        AsTensor(TensorView(projected, layer_.dtype, {tokens.count, projected_size()}));
-    Project(rows, hidden.to(ToScalarType(layer_.dtype)), weights.query_key_value);
-    const std::int64_t query_size = static_cast<std::int64_t>(spec.num_heads) * spec.head_dim;
-    const std::int64_t key_size = static_cast<std::int64_t>(spec.num_kv_heads) * spec.head_dim;
-    NormalizeHeads(rows.narrow(1, 0, query_size).unflatten(1, {spec.num_heads, spec.head_dim}),
-                   weights.query_norm, weights.norm_epsilon);
-    NormalizeHeads(
-        rows.narrow(1, query_size, key_size).unflatten(1, {spec.num_kv_heads, spec.head_dim}),
-        weights.key_norm, weights.norm_epsilon);
-  }));
+  if (inputs.cache != nullptr) ATTN_RETURN_IF_ERROR(ReserveCache(problem, *inputs.cache));
+  ATTN_RETURN_IF_ERROR(ProjectTokens(inputs, tokens, projected, context));
+  if (inputs.cache != nullptr) {
+    AppendToCache(problem, *inputs.cache, context.device.executor());
+  }
 
   AttendOutputs attend;
   const std::vector<std::int64_t>& shape = problem.outputs().output.shape;
@@ -268,27 +254,8 @@ absl::Status ProjectedAttention::Forward(const ForwardInputs& inputs, const Forw
   attend.present_value = outputs.present_value;
   problem.Bind(attend);
   ATTN_RETURN_IF_ERROR(implementation_->Attend(problem.args(), problem.shape(), context));
-
-  ATTN_RETURN_IF_ERROR(RunTorch(meter, [&] {
-    const at::Tensor rows =
-        AsTensor(TensorView(attended, layer_.dtype, {tokens.count, attended_size()}));
-    at::Tensor output = AsTensor(outputs.output).reshape({tokens.count, layer_.hidden_size});
-    if (outputs.output.dtype == layer_.dtype) {
-      Project(output, rows, weights.output);
-    } else {
-      at::Tensor result = rows.new_empty({tokens.count, layer_.hidden_size});
-      Project(result, rows, weights.output);
-      output.copy_(result);
-    }
-    if (!tokens.packed) {  // padding is zero, not the bias
-      for (std::size_t b = 0; b < inputs.query_lengths.size(); ++b) {
-        const std::int64_t length = inputs.query_lengths[b];
-        const std::int64_t start = static_cast<std::int64_t>(b) * tokens.length + length;
-        output.narrow(0, start, tokens.length - length).zero_();
-      }
-    }
-  }));
-  context.flops += ProjectionFlops(static_cast<std::uint64_t>(tokens.count));
+  ATTN_RETURN_IF_ERROR(ProjectOutput(inputs, tokens, attended, outputs.output, context));
+  context.flops += ProjectionFlops(static_cast<std::uint64_t>(tokens.count), keys);
   return absl::OkStatus();
 }
 
@@ -297,6 +264,7 @@ attn::MemoryUsage ProjectedAttention::MemoryUsage(const AttentionShape& shape, i
   const std::int64_t features = projected_size() + attended_size();
   usage.bytes +=
       static_cast<std::uint64_t>(shape.batch * shape.q_len * features) * ItemSize(layer_.dtype);
+  if (layer_.rotary != nullptr) usage.bytes += PositionWorkspaceBytes(*layer_.rotary, workers);
   return usage;
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/attention_module.h"
 #include "core/hosted_model.h"
+#include "core/token_positions.h"
 
 namespace attn {
 
@@ -26,17 +27,22 @@ class ProjectedAttention final : public AttentionModule {
   attn::ComputeComplexity ComputeComplexity(const AttentionShape& shape) const override;
 
  private:
-  struct Tokens;  // how the rows of hidden_states lie
-
-  absl::StatusOr<Tokens> ReadTokens(const ForwardInputs& inputs) const;
-  absl::Status CheckPositions(const ForwardInputs& inputs, const Tokens& tokens) const;
-  absl::Status CheckCachePosition(const ForwardInputs& inputs, const Tokens& tokens) const;
-  // The attention inside, on a query/key/value buffer at `projected` (null while planning).
-  absl::StatusOr<AttentionProblem> MakeProblem(const ForwardInputs& inputs, const Tokens& tokens,
+  absl::StatusOr<TokenRows> ReadTokens(const ForwardInputs& inputs) const;
+  absl::StatusOr<TokenPositions> ReadPositions(const ForwardInputs& inputs,
+                                               const TokenRows& tokens) const;
+  // The attention inside, on a buffer of projected rows (null while planning).
+  absl::StatusOr<AttentionProblem> MakeProblem(const ForwardInputs& inputs, const TokenRows& tokens,
                                                const void* projected) const;
-  std::int64_t attended_size() const;   // features of the attention inside, all heads together
-  std::int64_t projected_size() const;  // features of query, key and value together
-  std::uint64_t ProjectionFlops(std::uint64_t tokens) const;
+  // Query, key and value, normalised, where the problem expects them.
+  absl::Status ProjectTokens(const ForwardInputs& inputs, const TokenRows& tokens, void* projected,
+                             ExecutionContext& context) const;
+  absl::Status ProjectOutput(const ForwardInputs& inputs, const TokenRows& tokens, void* attended,
+                             MutableTensorView output, ExecutionContext& context) const;
+  std::int64_t query_size() const;     // features of the queries
+  std::int64_t attended_size() const;  // features of the attention inside, all heads together
+  // Features of what is projected: query, key and value together, or the query alone.
+  std::int64_t projected_size(bool keys = true) const;
+  std::uint64_t ProjectionFlops(std::uint64_t tokens, bool keys = true) const;
 
   const HostedLayer& layer_;
   const std::shared_ptr<const AttentionImplementation> implementation_;

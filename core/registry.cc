@@ -31,18 +31,25 @@ const ImplementationRow* FindImplementation(ImplementationTable table, const std
   return row == table.end() ? nullptr : &*row;
 }
 
+std::int64_t FirstVisibleKey(const kernels::AttentionArgs& args,
+                             const kernels::Sequence& sequence) {
+  // The first query that sees a key at all; earlier ones stand too far before key 0.
+  std::int64_t query = sequence.first_query_position;
+  if (args.is_causal) query = std::max<std::int64_t>(query, 0);
+  if (args.window_right >= 0) query = std::max(query, -args.window_right);
+  const std::int64_t last = sequence.first_query_position + sequence.q_len - 1;
+  if (query > last) return sequence.kv_len;
+  if (args.window_left < 0) return 0;
+  return std::clamp<std::int64_t>(query - args.window_left, 0, sequence.kv_len);
+}
+
+std::int64_t TrimmedKeys(const kernels::AttentionArgs& args, const kernels::Sequence& sequence) {
+  const bool counts_keys =
+      args.mask.type != kernels::MaskType::kNone || args.stage != kernels::ScoreStage::kNone;
+  return args.paged && !counts_keys ? FirstVisibleKey(args, sequence) : 0;
+}
+
 AttentionShape ShapeOf(const kernels::AttentionArgs& args) {
-  const auto dtype = [](kernels::ElementType type) {
-    switch (type) {
-      case kernels::ElementType::kFloat16:
-        return DType::kFloat16;
-      case kernels::ElementType::kBFloat16:
-        return DType::kBFloat16;
-      case kernels::ElementType::kFloat32:
-        break;
-    }
-    return DType::kFloat32;
-  };
   AttentionShape shape;
   shape.batch = args.num_sequences;
   shape.num_heads = args.num_heads;
@@ -55,13 +62,20 @@ AttentionShape ShapeOf(const kernels::AttentionArgs& args) {
                    sequence.kv_len != args.sequences[0].kv_len;
     shape.q_len = std::max(shape.q_len, sequence.q_len);
     shape.kv_len = std::max(shape.kv_len, sequence.kv_len);
-    shape.pairs += sequence.q_len * sequence.kv_len;
-    shape.longest_pairs = std::max(shape.longest_pairs, sequence.q_len * sequence.kv_len);
+    const std::int64_t trimmed = TrimmedKeys(args, sequence);
+    const std::int64_t pairs = sequence.q_len * (sequence.kv_len - trimmed);
+    shape.pairs += pairs;
+    shape.longest_pairs = std::max(shape.longest_pairs, pairs);
+    if (args.paged) {
+      shape.paged_tokens += sequence.kv_len - std::max(trimmed, sequence.pages.first_token);
+    }
     shape.split_keys = shape.split_keys || sequence.num_spans > 1;
     shape.output_lse = shape.output_lse || sequence.lse != nullptr;
   }
-  shape.dtype = dtype(args.dtype);
-  shape.output_dtype = dtype(args.output_dtype);
+  shape.paged = args.paged;
+  shape.dtype = FromElementType(args.dtype);
+  shape.kv_dtype = FromElementType(args.kv_dtype);
+  shape.output_dtype = FromElementType(args.output_dtype);
   shape.is_causal = args.is_causal;
   shape.has_window = args.window_left >= 0 || args.window_right >= 0;
   shape.has_soft_cap = args.soft_cap > 0.0f;

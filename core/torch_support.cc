@@ -17,18 +17,23 @@ namespace {
 
 thread_local MemoryMeter* active_meter = nullptr;
 
-// Kept behind each allocation that was counted, so that its release is taken off the same meter. A
-// meter is only touched by the thread that counts on it; a block that another thread frees stays on
-// the count until the next Reset.
-struct CountedBlock {
-  c10::DataPtr inner;
-  MemoryMeter* meter;
-  std::size_t bytes;
+// Lies before each block, so that its release is taken off the meter that counted it. A meter is
+// only touched by the thread that counts on it; a block that another thread frees stays on the
+// count until the next Reset.
+struct alignas(c10::gAlignment) BlockHeader {
+  MemoryMeter* meter = nullptr;  // null: not counted
+  std::size_t bytes = 0;
+  c10::DataPtr inner;  // header and block
 };
 
-void ReleaseCounted(void* context) {
-  std::unique_ptr<CountedBlock> block(static_cast<CountedBlock*>(context));
-  if (block->meter == active_meter) block->meter->Remove(block->bytes);
+void ReleaseBlock(void* block) {
+  if (block == nullptr) return;
+  auto* const header = static_cast<BlockHeader*>(block) - 1;
+  if (header->meter != nullptr && header->meter == active_meter) {
+    header->meter->Remove(header->bytes);
+  }
+  const c10::DataPtr inner = std::move(header->inner);
+  header->~BlockHeader();
 }
 
 // Thrown into LibTorch, caught in RunTorch.
@@ -43,17 +48,17 @@ class CountingAllocator final : public c10::Allocator {
   explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
 
   c10::DataPtr allocate(std::size_t bytes) override {
+    if (bytes == 0) return inner_->allocate(0);
     if (active_meter != nullptr && !active_meter->Allows(bytes)) throw LimitExceeded(bytes);
-    c10::DataPtr data = AllocateInner(bytes);
-    if (active_meter == nullptr || bytes == 0) return data;
-    active_meter->Add(bytes);
-    void* const pointer = data.get();
-    const c10::Device device = data.device();
-    auto block = std::make_unique<CountedBlock>(CountedBlock{std::move(data), active_meter, bytes});
-    return {pointer, block.release(), &ReleaseCounted, device};
+    c10::DataPtr inner = AllocateInner(bytes + sizeof(BlockHeader));
+    const c10::Device device = inner.device();
+    auto* const header = new (inner.get()) BlockHeader{active_meter, bytes, {}};
+    header->inner = std::move(inner);
+    if (active_meter != nullptr) active_meter->Add(bytes);
+    // A block is freed by its address alone: oneDNN's GEMMs ask for that (raw_allocate).
+    return {header + 1, header + 1, &ReleaseBlock, device};
   }
-  // Null: blocks carry a context, so they can't be freed by their address alone.
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  c10::DeleterFnPtr raw_deleter() const override { return &ReleaseBlock; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
     inner_->copy_data(to, from, bytes);
   }

@@ -1,8 +1,9 @@
 #include "core/weight_loader.h"
 
 #include <algorithm>
-#include <array>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -35,13 +36,25 @@ absl::Status BadTensor(const std::string& name, const std::string& problem) {
                    absl::StrCat("tensor ", name, " ", problem), {{"tensor", name}});
 }
 
+std::vector<float> Floats(const SafetensorsEntry& entry, std::size_t count) {
+  std::vector<float> values(count);
+  ConvertElements(entry.data, entry.dtype, values.data(), DType::kFloat32, count);
+  return values;
+}
+
 int WeightsOfFirstLayer(const ModelTensors& tensors, const Naming& naming) {
   int present = 0;
+  const ProjectionNames& names = *naming.names;
   for (const char* pattern :
-       {naming.names->query, naming.names->key, naming.names->value, naming.names->output}) {
+       {names.query, names.key, names.value, names.output, names.query_key_value}) {
+    if (pattern == nullptr) continue;
     present += tensors.Find(TensorName(naming, pattern, 0, ".weight")) != nullptr ? 1 : 0;
   }
   return present;
+}
+
+const char* FirstName(const ProjectionNames& names) {
+  return names.query != nullptr ? names.query : names.query_key_value;
 }
 
 // The combination that most of the first layer goes by, so that a missing tensor is named as its
@@ -57,9 +70,10 @@ absl::StatusOr<Naming> ChooseNaming(const ModelTensors& tensors, const StackTens
       // A dual encoder, say: which of the two is meant can't be known. (An output projection alone
       // may be shared by two namings.)
       if (std::min(present, most) > 1) {
-        return BadTensor(TensorName(naming, projections.query, 0, ".weight"),
-                         absl::StrCat("and ", TensorName(best, best.names->query, 0, ".weight"),
-                                      " name the same layer twice"));
+        return BadTensor(
+            TensorName(naming, FirstName(projections), 0, ".weight"),
+            absl::StrCat("and ", TensorName(best, FirstName(*best.names), 0, ".weight"),
+                         " name the same layer twice"));
       }
       if (present > most) {
         best = naming;
@@ -78,33 +92,68 @@ class LayerPlanner {
       : tensors_(tensors), naming_(naming), names_(names), layer_(layer) {}
 
   absl::StatusOr<PlannedLayer> Plan(const LayerSpec& spec, std::int64_t hidden_size) const {
-    const std::array<std::int64_t, 3> rows = {std::int64_t{spec.num_heads} * spec.head_dim,
-                                              std::int64_t{spec.num_kv_heads} * spec.head_dim,
-                                              std::int64_t{spec.num_kv_heads} * spec.value_dim};
-    const std::array<const char*, 3> patterns = {naming_.names->query, naming_.names->key,
-                                                 naming_.names->value};
-    const std::array<bool, 3> biased = {names_.query_bias, names_.key_bias, names_.value_bias};
     PlannedLayer plan;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      ATTN_RETURN_IF_ERROR(
-          Append(patterns[i], ".weight", {rows[i], hidden_size}, plan.query_key_value_weight));
-    }
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      ATTN_RETURN_IF_ERROR(AppendBias(patterns[i], biased[i], rows[i], plan.query_key_value_bias));
-    }
-    if (!names_.query_bias && !names_.key_bias && !names_.value_bias) {
-      plan.query_key_value_bias = {};
-    }
+    ATTN_RETURN_IF_ERROR(PlanInputs(spec, hidden_size, plan));
     const char* output = naming_.names->output;
     const std::int64_t output_columns = std::int64_t{spec.num_heads} * spec.value_dim;
     ATTN_RETURN_IF_ERROR(
         Append(output, ".weight", {hidden_size, output_columns}, plan.output_weight));
     ATTN_RETURN_IF_ERROR(AppendBias(output, names_.output_bias, hidden_size, plan.output_bias));
     if (!names_.output_bias) plan.output_bias = {};
+    if (names_.query_norm != nullptr) {
+      ATTN_RETURN_IF_ERROR(Append(names_.query_norm, "", {spec.head_dim}, plan.query_norm));
+    }
+    if (names_.key_norm != nullptr) {
+      ATTN_RETURN_IF_ERROR(Append(names_.key_norm, "", {spec.head_dim}, plan.key_norm));
+    }
+    if (names_.sinks != nullptr) {
+      ATTN_RETURN_IF_ERROR(PlanSinks(spec, plan));
+    }
+    plan.norm_epsilon = names_.norm_epsilon;
     return plan;
   }
 
  private:
+  absl::Status PlanInputs(const LayerSpec& spec, std::int64_t hidden_size,
+                          PlannedLayer& plan) const {
+    struct Part {
+      const char* pattern;
+      std::int64_t rows;
+      bool biased;
+    };
+    const ProjectionNames& names = *naming_.names;
+    const std::int64_t query_rows = std::int64_t{spec.num_heads} * spec.head_dim;
+    const std::int64_t key_rows = std::int64_t{spec.num_kv_heads} * spec.head_dim;
+    const std::int64_t value_rows = std::int64_t{spec.num_kv_heads} * spec.value_dim;
+    const bool any_bias = names_.query_bias || names_.key_bias || names_.value_bias;
+    std::vector<Part> parts = {{names.query, query_rows, names_.query_bias},
+                               {names.key, key_rows, names_.key_bias},
+                               {names.value, value_rows, names_.value_bias}};
+    if (names.query_key_value != nullptr) {
+      parts = {{names.query_key_value, query_rows + key_rows + value_rows, any_bias}};
+    }
+    for (const Part& part : parts) {
+      ATTN_RETURN_IF_ERROR(
+          Append(part.pattern, ".weight", {part.rows, hidden_size}, plan.query_key_value_weight));
+      ATTN_RETURN_IF_ERROR(
+          AppendBias(part.pattern, part.biased, part.rows, plan.query_key_value_bias));
+    }
+    if (!any_bias) plan.query_key_value_bias = {};
+    return absl::OkStatus();
+  }
+
+  // They become options of the layer's spec, which every request would be refused for.
+  absl::Status PlanSinks(const LayerSpec& spec, PlannedLayer& plan) const {
+    ATTN_RETURN_IF_ERROR(Append(names_.sinks, "", {spec.num_heads}, plan.sinks));
+    for (float sink : Floats(*plan.sinks.parts.front().entry, spec.num_heads)) {
+      if (std::isnan(sink) || sink == std::numeric_limits<float>::infinity()) {
+        return BadTensor(TensorName(naming_, names_.sinks, layer_, ""),
+                         absl::StrCat("has an element of ", sink));
+      }
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status Append(const char* pattern, const char* suffix,
                       const std::vector<std::int64_t>& shape, PlannedParameter& parameter) const {
     const std::string name = TensorName(naming_, pattern, layer_, suffix);
@@ -203,6 +252,23 @@ absl::StatusOr<std::vector<PlannedLayer>> PlanSelfAttention(const ModelTensors& 
   return layers;
 }
 
+void ReadSinks(const std::vector<PlannedLayer>& layers, LayerStack& stack) {
+  std::vector<LayerSpec> runs;
+  std::size_t layer = 0;
+  for (const LayerSpec& run : stack.self_attention) {
+    if (layers[layer].sinks.parts.empty()) {
+      layer += runs.emplace_back(run).repeat;
+      continue;
+    }
+    for (std::uint32_t i = 0; i < run.repeat; ++i) {
+      LayerSpec& own = runs.emplace_back(run);
+      own.repeat = 1;
+      own.options.sink_logits = Floats(*layers[layer++].sinks.parts.front().entry, run.num_heads);
+    }
+  }
+  stack.self_attention = std::move(runs);
+}
+
 DType StoredDType(const std::vector<PlannedLayer>& layers) {
   DType dtype = DType::kUnspecified;
   for (const PlannedLayer& layer : layers) {
@@ -228,6 +294,9 @@ absl::StatusOr<LayerWeights> LoadLayer(const PlannedLayer& plan, DType dtype,
                         LoadParameter(plan.query_key_value_bias, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.output.weight, LoadParameter(plan.output_weight, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.output.bias, LoadParameter(plan.output_bias, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.query_norm, LoadParameter(plan.query_norm, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.key_norm, LoadParameter(plan.key_norm, dtype, run_slice));
+  weights.norm_epsilon = plan.norm_epsilon;
   return weights;
 }
 

@@ -30,6 +30,10 @@ struct PlannedLayer {
   PlannedParameter query_key_value_bias;
   PlannedParameter output_weight;
   PlannedParameter output_bias;
+  PlannedParameter query_norm;
+  PlannedParameter key_norm;
+  float norm_epsilon = 0.0f;
+  PlannedParameter sinks;
 };
 
 // The stack's self-attention layers. A tensor that is missing, has another shape than the spec, or
@@ -39,7 +43,12 @@ absl::StatusOr<std::vector<PlannedLayer>> PlanSelfAttention(const ModelTensors& 
                                                             const LayerStack& stack,
                                                             const StackTensors& names);
 
-// The dtype that all parts have; float32, which holds both others exactly, where they differ.
+// Gives each layer of the stack the sink logits of its plan: layers that have some become runs of
+// their own.
+void ReadSinks(const std::vector<PlannedLayer>& layers, LayerStack& stack);
+
+// The dtype that all parts of projections have; float32, which holds both others exactly, where
+// they differ.
 DType StoredDType(const std::vector<PlannedLayer>& layers);
 
 // Allocates and converts one layer. `run_slice` runs each piece of at most 1 MiB and may refuse to

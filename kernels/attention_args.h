@@ -44,8 +44,17 @@ struct KeyValueSpan {
   int64_t length = 0;
 };
 
-// One batch row: its queries against its keys, which are the spans end to end (a carried past, then
-// the new tokens).
+// Keys and values in a paged cache (kernels/page_layout.h says where a token lies in a page).
+struct PageTable {
+  // Block i holds the tokens [64 i, 64 i + 64): a page for each KV head, one behind the other. Null
+  // where all of them were let go.
+  const void* const* blocks = nullptr;
+  int64_t head_stride = 0;  // bytes from one head's page to the next
+  int64_t first_token = 0;  // tokens before it were let go: no query sees them
+};
+
+// One batch row: its queries against its keys. These are the spans end to end (a carried past, then
+// the new tokens), or, where AttentionArgs::paged, the tokens [0, kv_len) of the pages.
 struct Sequence {
   int64_t q_len = 0;   // may be 0
   int64_t kv_len = 0;  // sum of the spans' lengths; may be 0
@@ -56,6 +65,7 @@ struct Sequence {
   MutableRowsView output;  // [q_len, num_heads, value_dim]
   const KeyValueSpan* spans = nullptr;
   int64_t num_spans = 0;
+  PageTable pages;
   float* lse = nullptr;  // (row, head) at lse[row * lse_row_stride + head * lse_head_stride]; null:
                          // not asked for
   int64_t lse_row_stride = 0;
@@ -86,7 +96,8 @@ struct Mask {
 // and the mask lets it. A row that sees no key: output zero, LSE -inf (with a sink: the sink's
 // logit), probabilities zero. Query head h uses key/value head h / (num_heads / num_kv_heads).
 struct AttentionArgs {
-  ElementType dtype = ElementType::kFloat32;         // of query, key and value
+  ElementType dtype = ElementType::kFloat32;         // of the query
+  ElementType kv_dtype = ElementType::kFloat32;      // of key and value
   ElementType output_dtype = ElementType::kFloat32;  // of output and weights
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
@@ -101,6 +112,7 @@ struct AttentionArgs {
   const float* sink_logits = nullptr;   // [num_heads]; null: off
   Mask mask;
   ScoreStage stage = ScoreStage::kNone;
+  bool paged = false;  // keys and values lie in pages, of all sequences alike
   const Sequence* sequences = nullptr;
   int64_t num_sequences = 0;
 };

@@ -11,7 +11,7 @@ namespace {
 
 namespace proto = attention::v1;
 
-void DescribeModel(const ManagerPool& pool, proto::ModelStatus& status) {
+void DescribeModel(const ServerState& state, const ManagerPool& pool, proto::ModelStatus& status) {
   *status.mutable_spec() = ToProto(pool.model()->spec());
   const std::shared_ptr<const Active> active = pool.active();
   status.set_active_implementation(active->name());
@@ -25,6 +25,9 @@ void DescribeModel(const ManagerPool& pool, proto::ModelStatus& status) {
   status.set_requests(pool.requests.load(std::memory_order_relaxed));
   status.set_switches(pool.switches());
   status.set_weight_bytes(pool.model()->weight_bytes());
+  const SessionTable::Usage usage = state.sessions().UsageOf(pool);
+  status.set_sessions(usage.sessions);
+  status.set_cache_bytes(usage.bytes);
 }
 
 }  // namespace
@@ -32,7 +35,7 @@ void DescribeModel(const ManagerPool& pool, proto::ModelStatus& status) {
 absl::Status HandleListModels(ServerState& state, const proto::ListModelsRequest&,
                               proto::ListModelsResponse& response) {
   for (const std::shared_ptr<ManagerPool>& pool : state.registry().List()) {
-    DescribeModel(*pool, *response.add_models());
+    DescribeModel(state, *pool, *response.add_models());
   }
   return absl::OkStatus();
 }
@@ -46,14 +49,25 @@ absl::Status HandleLoadModel(ServerState& state, const proto::LoadModelRequest& 
                      "the server has no model root: it does not load weights on request");
   }
   ATTN_ASSIGN_OR_RETURN(const std::shared_ptr<ManagerPool> pool, state.registry().Load(spec, root));
-  DescribeModel(*pool, *response.mutable_model());
+  DescribeModel(state, *pool, *response.mutable_model());
   return absl::OkStatus();
 }
 
 absl::Status HandleUnloadModel(ServerState& state, const proto::UnloadModelRequest& request,
                                proto::UnloadModelResponse&) {
   if (request.model().empty()) return InvalidField("model", "model is missing");
-  return state.registry().Unload(request.model());
+  ATTN_ASSIGN_OR_RETURN(const std::shared_ptr<ManagerPool> pool,
+                        state.registry().Find(request.model()));
+  const std::uint64_t open = state.sessions().UsageOf(*pool).sessions;
+  if (open > 0 && !request.close_sessions()) {
+    return MakeError(absl::StatusCode::kFailedPrecondition, "MODEL_HAS_SESSIONS",
+                     absl::StrCat("model '", request.model(), "' has ", open,
+                                  " open sessions: close them, or set close_sessions"),
+                     {{"sessions", absl::StrCat(open)}});
+  }
+  ATTN_RETURN_IF_ERROR(state.registry().Unload(request.model()));
+  state.sessions().CloseAll(*pool);
+  return absl::OkStatus();
 }
 
 absl::Status HandleSwitchAttention(ServerState& state, const proto::SwitchAttentionRequest& request,
@@ -111,6 +125,8 @@ absl::Status HandleGetServerInfo(ServerState& state, const proto::GetServerInfoR
   response.set_max_request_bytes(state.limits().max_message_bytes);
   response.set_max_response_bytes(state.limits().max_message_bytes);
   response.set_max_tokens(static_cast<std::uint64_t>(state.limits().max_tokens));
+  response.set_max_stream_requests(static_cast<std::uint32_t>(state.limits().max_stream_requests));
+  response.set_max_stream_bytes(state.limits().max_stream_bytes);
   return absl::OkStatus();
 }
 

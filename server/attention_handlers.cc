@@ -5,9 +5,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/cache_append.h"
+#include "core/cache_call.h"
 #include "core/error.h"
 #include "core/projected_attention.h"
 #include "core/selector.h"
+#include "server/session_handlers.h"
 
 namespace attn::server {
 namespace {
@@ -28,11 +31,20 @@ struct Pending {
   AttentionProblem::Outputs outputs;
   // Computes into the answer's tensors.
   std::function<absl::Status(const Choice&, AttentionAnswer&, ExecutionContext&)> execute;
-  std::size_t problem_bytes = 0;  // of the lists that the checks made
+  std::size_t problem_bytes = 0;     // of the lists that the checks made
+  std::shared_ptr<CacheCall> cache;  // of rows in sessions, in their turn; null: none
+  std::shared_ptr<SessionLanes::Turn> turn;
   std::int32_t priority = 0;
   std::shared_ptr<CallContext> context;
   AttentionDone done;
 };
+
+// The next call on the same sessions has its turn before this one's caller is told.
+void Complete(Pending& pending, absl::StatusOr<AttentionAnswer> answer) {
+  pending.cache.reset();
+  pending.turn.reset();
+  pending.done(std::move(answer));
+}
 
 absl::Status CheckSparsity(ImplementationTable table, const ExecutionRequest& request) {
   const SparsityOptions& sparsity = request.sparsity;
@@ -93,6 +105,11 @@ absl::StatusOr<AttentionAnswer> Execute(Pending& pending) {
   ATTN_RETURN_IF_ERROR(status);
   ATTN_RETURN_IF_ERROR(
       pending.context->Wanted());  // a result that nobody waits for may be unfinished
+  if (pending.cache != nullptr) {
+    pending.cache->Commit();
+    answer.cache_length = pending.cache->CacheLengths();
+    pending.context->facts.cached_tokens = pending.cache->appended_tokens();
+  }
   facts.implementation = choice.selection.row->name;
   facts.backend = device.backend();
   facts.reason = choice.selection.reason;
@@ -114,7 +131,8 @@ void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
   const std::uint64_t bytes = pending->outputs.bytes();
   const std::uint64_t limit = state.limits().max_message_bytes;
   if (bytes > limit - std::min(limit, kEnvelopeBytes)) {
-    return pending->done(
+    return Complete(
+        *pending,
         MakeError(absl::StatusCode::kInvalidArgument, "ANSWER_TOO_LARGE",
                   absl::StrCat("the answer would have ", bytes,
                                " bytes of tensors, more than the largest message, ", limit),
@@ -122,7 +140,7 @@ void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
   }
   absl::StatusOr<MemoryBudget::Reservation> reservation =
       state.budget().Reserve(bytes + pending->problem_bytes);
-  if (!reservation.ok()) return pending->done(reservation.status());
+  if (!reservation.ok()) return Complete(*pending, reservation.status());
   pending->context->Hold(*std::move(reservation));
   pending->manager = &pending->pool->PickManager();
   pending->pool->requests.fetch_add(1, std::memory_order_relaxed);
@@ -137,19 +155,20 @@ void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
     manager.executing.fetch_add(1, std::memory_order_relaxed);
     absl::StatusOr<AttentionAnswer> answer = GuardMemory([&] { return Execute(*pending); });
     manager.executing.fetch_sub(1, std::memory_order_relaxed);
-    pending->done(std::move(answer));
+    Complete(*pending, std::move(answer));
   };
   job.drop = [pending](absl::Status status) {
     pending->manager->queued.fetch_sub(1, std::memory_order_relaxed);
-    pending->done(std::move(status));
+    Complete(*pending, std::move(status));
   };
   absl::Status pushed = state.queue(pending->manager->device()).Push(std::move(job));
   if (!pushed.ok()) {
     pending->manager->queued.fetch_sub(1, std::memory_order_relaxed);
-    pending->done(std::move(pushed));
+    Complete(*pending, std::move(pushed));
   }
 }
 
+// What a call needs before its turn: its model's pool, checked options.
 absl::StatusOr<std::shared_ptr<Pending>> MakePending(ServerState& state, const LayerRef& layer,
                                                      const ExecutionRequest& execution,
                                                      const std::shared_ptr<CallContext>& context) {
@@ -167,78 +186,124 @@ absl::StatusOr<std::shared_ptr<Pending>> MakePending(ServerState& state, const L
   return pending;
 }
 
-absl::StatusOr<std::shared_ptr<Pending>> PrepareAttend(
-    ServerState& state, AttendCall call, const std::shared_ptr<CallContext>& context) {
-  ATTN_ASSIGN_OR_RETURN(std::shared_ptr<Pending> pending,
-                        MakePending(state, call.layer, call.execution, context));
-  const HostedLayer* layer = nullptr;
-  if (pending->pool->model() != nullptr) {
-    ATTN_ASSIGN_OR_RETURN(layer, pending->pool->model()->Find(call.layer));
+// The layer that the call names; null without a model.
+absl::StatusOr<const HostedLayer*> FindLayer(const ManagerPool& pool, const LayerRef& ref) {
+  if (pool.model() == nullptr) return nullptr;
+  return pool.model()->Find(ref);
+}
+
+// A stack that is a model's only one has two names: the cache has one.
+CacheKey KeyOf(const ManagerPool& pool, const LayerRef& ref) {
+  CacheKey key{ref.stack, ref.layer, ref.kind};
+  if (pool.model() != nullptr && pool.model()->spec().stacks.size() == 1) {
+    key.stack = pool.model()->spec().stacks.front().name;
+  }
+  return key;
+}
+
+absl::Status BeginCacheCall(Pending& pending, const LayerRef& ref, const HostedLayer* layer,
+                            const CacheRequest& request) {
+  ATTN_ASSIGN_OR_RETURN(
+      pending.cache,
+      CacheCall::Create(pending.turn->sessions(), KeyOf(*pending.pool, ref), layer, request));
+  return absl::OkStatus();
+}
+
+absl::Status PrepareAttend(ServerState& state, AttendCall call, Pending& pending) {
+  ATTN_ASSIGN_OR_RETURN(const HostedLayer* const layer, FindLayer(*pending.pool, call.layer));
+  if (call.sessions) {
+    ATTN_RETURN_IF_ERROR(BeginCacheCall(pending, call.layer, layer, call.sessions->request));
+    call.inputs.cache = &pending.cache->rows();
   }
   ATTN_ASSIGN_OR_RETURN(
       AttentionProblem created,
       AttentionProblem::Create(call.inputs, layer == nullptr ? nullptr : layer->spec.get(),
                                state.limits().max_tokens));
   auto problem = std::make_shared<AttentionProblem>(std::move(created));
-  pending->shape = problem->shape();
-  pending->outputs = problem->outputs();
-  pending->problem_bytes = problem->owned_bytes();
-  pending->execute = [problem, storage = call.storage](const Choice& choice,
-                                                       AttentionAnswer& answer,
-                                                       ExecutionContext& execution) {
+  pending.shape = problem->shape();
+  pending.outputs = problem->outputs();
+  pending.problem_bytes = problem->owned_bytes();
+  pending.execute = [problem, cache = pending.cache.get(), storage = call.storage](
+                        const Choice& choice, AttentionAnswer& answer,
+                        ExecutionContext& execution) -> absl::Status {
+    if (cache != nullptr) {
+      ATTN_RETURN_IF_ERROR(ReserveCache(*problem, *cache));
+      AppendToCache(*problem, *cache, execution.device.executor());
+    }
     problem->Bind({answer.output.view, answer.attention_weights.view, answer.lse.view,
                    answer.present_key.view, answer.present_value.view});
     return choice.implementation->Attend(problem->args(), problem->shape(), execution);
   };
-  return pending;
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<Pending>> PrepareForward(
-    ServerState& state, ForwardCall call, const std::shared_ptr<CallContext>& context) {
-  ATTN_ASSIGN_OR_RETURN(std::shared_ptr<Pending> pending,
-                        MakePending(state, call.layer, call.execution, context));
-  const HostedModel* const model = pending->pool->model();
-  if (model == nullptr)
+absl::Status PrepareForward(ServerState& state, ForwardCall call, Pending& pending) {
+  if (pending.pool->model() == nullptr)
     return InvalidField("layer.model", "layer.model is missing: Forward needs a hosted model");
-  ATTN_ASSIGN_OR_RETURN(const HostedLayer* const layer, model->Find(call.layer));
+  ATTN_ASSIGN_OR_RETURN(const HostedLayer* const layer, FindLayer(*pending.pool, call.layer));
   ATTN_RETURN_IF_ERROR(RequireWeights(*layer, call.layer.model));
+  if (call.sessions) {
+    ATTN_RETURN_IF_ERROR(BeginCacheCall(pending, call.layer, layer, call.sessions->request));
+    call.inputs.cache = pending.cache.get();
+  }
   const std::int64_t max_tokens = state.limits().max_tokens;
   ATTN_ASSIGN_OR_RETURN(ForwardPlan plan,
                         ProjectedAttention(*layer, nullptr, max_tokens).Plan(call.inputs));
-  pending->shape = plan.shape;
-  pending->outputs = std::move(plan.outputs);
+  pending.shape = plan.shape;
+  pending.outputs = std::move(plan.outputs);
   // The pool, kept by `pending`, keeps the layer.
-  pending->execute = [layer, max_tokens, inputs = std::move(call.inputs), storage = call.storage](
-                         const Choice& choice, AttentionAnswer& answer,
-                         ExecutionContext& execution) {
+  pending.execute = [layer, max_tokens, inputs = std::move(call.inputs), storage = call.storage](
+                        const Choice& choice, AttentionAnswer& answer,
+                        ExecutionContext& execution) {
     const ProjectedAttention module(*layer, choice.implementation, max_tokens);
     return module.Forward(inputs,
                           {answer.output.view, answer.attention_weights.view,
                            answer.present_key.view, answer.present_value.view},
                           execution);
   };
-  return pending;
+  return absl::OkStatus();
 }
 
-void SubmitOrFail(ServerState& state, absl::StatusOr<std::shared_ptr<Pending>> pending,
-                  AttentionDone done) {
-  if (!pending.ok()) return done(pending.status());
-  (*pending)->done = std::move(done);
-  Submit(state, *std::move(pending));
+// A call without sessions is prepared at once; one with sessions when its turn comes, since what it
+// means depends on what the calls before it left in them.
+template <typename Call>
+void Handle(ServerState& state, Call call, std::shared_ptr<CallContext> context, AttentionDone done,
+            absl::Status (*prepare)(ServerState&, Call, Pending&)) {
+  absl::StatusOr<std::shared_ptr<Pending>> made =
+      GuardMemory([&] { return MakePending(state, call.layer, call.execution, context); });
+  if (!made.ok()) return done(made.status());
+  const std::shared_ptr<Pending> pending = *std::move(made);
+  pending->done = std::move(done);
+  const auto go = [&state, pending, prepare](Call ready) {
+    const absl::Status prepared =
+        GuardMemory([&] { return prepare(state, std::move(ready), *pending); });
+    if (!prepared.ok()) return Complete(*pending, prepared);
+    Submit(state, pending);
+  };
+  if (!call.sessions) return go(std::move(call));
+  auto sessions =
+      GuardMemory([&] { return FindSessions(state, call.sessions->ids, *pending->pool); });
+  if (!sessions.ok()) return Complete(*pending, sessions.status());
+  state.lanes().Enter(
+      *std::move(sessions), std::move(context),
+      [pending, go,
+       held = std::make_shared<Call>(std::move(call))](std::shared_ptr<SessionLanes::Turn> turn) {
+        pending->turn = std::move(turn);
+        go(std::move(*held));
+      },
+      [pending](absl::Status status) { Complete(*pending, std::move(status)); });
 }
 
 }  // namespace
 
 void HandleAttend(ServerState& state, AttendCall call, std::shared_ptr<CallContext> context,
                   AttentionDone done) {
-  SubmitOrFail(state, GuardMemory([&] { return PrepareAttend(state, std::move(call), context); }),
-               std::move(done));
+  Handle(state, std::move(call), std::move(context), std::move(done), &PrepareAttend);
 }
 
 void HandleForward(ServerState& state, ForwardCall call, std::shared_ptr<CallContext> context,
                    AttentionDone done) {
-  SubmitOrFail(state, GuardMemory([&] { return PrepareForward(state, std::move(call), context); }),
-               std::move(done));
+  Handle(state, std::move(call), std::move(context), std::move(done), &PrepareForward);
 }
 
 }  // namespace attn::server

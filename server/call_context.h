@@ -28,6 +28,7 @@ struct CallFacts {
   double queue_seconds = 0.0;
   double compute_seconds = 0.0;
   std::uint64_t peak_workspace_bytes = 0;
+  std::uint64_t cached_tokens = 0;  // that sessions' caches got
 };
 
 class CallContext {

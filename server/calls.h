@@ -4,11 +4,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/attention_module.h"
 #include "core/attention_problem.h"
+#include "core/cache_call.h"
 #include "core/hosted_model.h"
 #include "core/model_spec.h"
 
@@ -20,9 +22,16 @@ struct ExecutionRequest {
   std::int32_t priority = 0;
 };
 
+// The API's SessionBatch: one session per batch row.
+struct SessionBatch {
+  std::vector<std::string> ids;
+  CacheRequest request;
+};
+
 struct AttendCall {
   LayerRef layer;  // empty model: none
   AttendInputs inputs;
+  std::optional<SessionBatch> sessions;
   ExecutionRequest execution;
   std::shared_ptr<const void> storage;  // keeps the bytes behind the views
 };
@@ -30,6 +39,7 @@ struct AttendCall {
 struct ForwardCall {
   LayerRef layer;
   ForwardInputs inputs;
+  std::optional<SessionBatch> sessions;
   ExecutionRequest execution;
   std::shared_ptr<const void> storage;
 };
@@ -58,6 +68,7 @@ struct AttentionAnswer {
   OutputTensor lse;  // of Attend
   OutputTensor present_key;
   OutputTensor present_value;
+  std::vector<std::int64_t> cache_length;  // of each session, after the call
   ExecutionFacts execution;
 };
 

@@ -86,8 +86,37 @@ std::vector<std::int64_t> ReadIntegers(
   return {values.begin(), values.end()};
 }
 
-absl::Status ReadPast(const proto::PastKeyValue& past, TensorView& key, TensorView& value) {
-  if (past.has_sessions()) return NotYet("SESSIONS_UNIMPLEMENTED", "a cache in sessions");
+absl::StatusOr<SessionBatch> ReadSessions(const proto::SessionBatch& sessions) {
+  SessionBatch batch;
+  batch.ids = {sessions.session_ids().begin(), sessions.session_ids().end()};
+  switch (sessions.mode()) {
+    case proto::CACHE_MODE_UNSPECIFIED:
+    case proto::CACHE_MODE_APPEND:
+      batch.request.mode = CacheMode::kAppend;
+      break;
+    case proto::CACHE_MODE_READ_ONLY:
+      batch.request.mode = CacheMode::kReadOnly;
+      break;
+    case proto::CACHE_MODE_DISCARD:
+      batch.request.mode = CacheMode::kDiscard;
+      break;
+    default:
+      return InvalidField("past_key_value.sessions.mode",
+                          absl::StrCat("past_key_value.sessions.mode is ",
+                                       static_cast<int>(sessions.mode()), ", which is no mode"));
+  }
+  batch.request.truncate = ReadIntegers(sessions.truncate());
+  batch.request.cache_position = ReadIntegers(sessions.cache_position());
+  batch.request.step = {sessions.step().begin(), sessions.step().end()};
+  return batch;
+}
+
+absl::Status ReadPast(const proto::PastKeyValue& past, std::optional<SessionBatch>& sessions,
+                      TensorView& key, TensorView& value) {
+  if (past.has_sessions()) {
+    ATTN_ASSIGN_OR_RETURN(sessions, ReadSessions(past.sessions()));
+    return absl::OkStatus();
+  }
   if (!past.has_inline_kv()) return absl::OkStatus();
   const proto::KeyValue& carried = past.inline_kv();
   ATTN_ASSIGN_OR_RETURN(
@@ -135,16 +164,6 @@ absl::StatusOr<kernels::ScoreStage> ReadStage(const proto::AttendRequest& reques
           absl::StrCat("attention_stage is ", static_cast<int>(request.attention_stage()),
                        ", which is no stage"));
   }
-}
-
-// Appends a length-delimited field's tag and length.
-void AppendLengthHeader(int field, std::uint64_t length, std::string& out) {
-  constexpr std::uint32_t kLengthDelimited = 2;
-  std::uint8_t bytes[16];
-  std::uint8_t* end = google::protobuf::io::CodedOutputStream::WriteTagToArray(
-      static_cast<std::uint32_t>(field) << 3 | kLengthDelimited, bytes);
-  end = google::protobuf::io::CodedOutputStream::WriteVarint64ToArray(length, end);
-  out.append(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(end - bytes));
 }
 
 // A Tensor message's bytes before its data, the data being its last field.
@@ -221,6 +240,15 @@ void WriteExecution(const ExecutionFacts& facts, proto::Execution& execution) {
 
 }  // namespace
 
+void AppendLengthHeader(int field, std::uint64_t length, std::string& out) {
+  constexpr std::uint32_t kLengthDelimited = 2;
+  std::uint8_t bytes[16];
+  std::uint8_t* end = google::protobuf::io::CodedOutputStream::WriteTagToArray(
+      static_cast<std::uint32_t>(field) << 3 | kLengthDelimited, bytes);
+  end = google::protobuf::io::CodedOutputStream::WriteVarint64ToArray(length, end);
+  out.append(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(end - bytes));
+}
+
 absl::Status ParseMessage(const RequestBytes& bytes, google::protobuf::Message& message) {
   ATTN_RETURN_IF_ERROR(CheckWire(*bytes.open(), *message.GetDescriptor(), WireLimits()));
   if (message.ParseFromZeroCopyStream(bytes.open().get())) return absl::OkStatus();
@@ -238,7 +266,8 @@ absl::StatusOr<AttendCall> DecodeAttend(const RequestBytes& bytes) {
   ATTN_ASSIGN_OR_RETURN(inputs.layout, ReadLayout(request->tensor_layout()));
   inputs.past_layout = inputs.layout;
   ATTN_ASSIGN_OR_RETURN(inputs.query, ReadTensor("query", request->has_query(), request->query()));
-  ATTN_RETURN_IF_ERROR(ReadPast(request->past_key_value(), inputs.past_key, inputs.past_value));
+  ATTN_RETURN_IF_ERROR(
+      ReadPast(request->past_key_value(), call.sessions, inputs.past_key, inputs.past_value));
   ATTN_ASSIGN_OR_RETURN(inputs.key, ReadTensor("key", request->has_key(), request->key()));
   ATTN_ASSIGN_OR_RETURN(inputs.value, ReadTensor("value", request->has_value(), request->value()));
   ATTN_ASSIGN_OR_RETURN(
@@ -254,7 +283,7 @@ absl::StatusOr<AttendCall> DecodeAttend(const RequestBytes& bytes) {
   inputs.options = FromProto(request->options());
   ATTN_ASSIGN_OR_RETURN(inputs.stage, ReadStage(*request));
   inputs.output_lse = request->output_lse();
-  inputs.output_present = request->use_cache();
+  inputs.output_present = request->use_cache() && !call.sessions;
   if (request->output_dtype() != proto::DATA_TYPE_UNSPECIFIED) {
     inputs.output_dtype = FromProto(request->output_dtype());
     if (!IsFloating(inputs.output_dtype)) {
@@ -293,10 +322,11 @@ absl::StatusOr<ForwardCall> DecodeForward(const RequestBytes& bytes) {
       ReadTensor("attention_mask", request->has_attention_mask(), request->attention_mask()));
   ATTN_ASSIGN_OR_RETURN(inputs.position_ids, ReadTensor("position_ids", request->has_position_ids(),
                                                         request->position_ids()));
-  ATTN_RETURN_IF_ERROR(ReadPast(request->past_key_value(), inputs.past_key, inputs.past_value));
+  ATTN_RETURN_IF_ERROR(
+      ReadPast(request->past_key_value(), call.sessions, inputs.past_key, inputs.past_value));
   inputs.query_lengths = ReadIntegers(request->query_lengths());
   inputs.output_attentions = request->output_attentions();
-  inputs.use_cache = request->use_cache();
+  inputs.use_cache = request->use_cache() && !call.sessions;
   inputs.options = FromProto(request->options());
   call.execution = ReadExecution(request->execution());
   call.storage = std::move(request);
@@ -311,6 +341,7 @@ Answer EncodeAttend(const AttentionAnswer& answer) {
   writer.AddTensor(Response::kLseFieldNumber, answer.lse);
   writer.AddKeyValue(Response::kPresentFieldNumber, answer.present_key, answer.present_value);
   Response rest;
+  *rest.mutable_cache_length() = {answer.cache_length.begin(), answer.cache_length.end()};
   WriteExecution(answer.execution, *rest.mutable_execution());
   return writer.Finish(rest);
 }
@@ -322,6 +353,7 @@ Answer EncodeForward(const AttentionAnswer& answer) {
   writer.AddTensor(Response::kAttentionWeightsFieldNumber, answer.attention_weights);
   writer.AddKeyValue(Response::kPresentFieldNumber, answer.present_key, answer.present_value);
   Response rest;
+  *rest.mutable_cache_length() = {answer.cache_length.begin(), answer.cache_length.end()};
   WriteExecution(answer.execution, *rest.mutable_execution());
   return writer.Finish(rest);
 }

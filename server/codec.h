@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "server/answer.h"
@@ -25,12 +26,15 @@ struct RequestBytes {
 absl::Status ParseMessage(const RequestBytes& bytes, google::protobuf::Message& message);
 
 // INVALID_ARGUMENT with the field where a tensor's dtype, shape and bytes do not fit together;
-// UNIMPLEMENTED for sessions, shared memory and result slots.
+// UNIMPLEMENTED for shared memory and result slots.
 absl::StatusOr<AttendCall> DecodeAttend(const RequestBytes& bytes);
 absl::StatusOr<ForwardCall> DecodeForward(const RequestBytes& bytes);
 
 Answer EncodeAttend(const AttentionAnswer& answer);
 Answer EncodeForward(const AttentionAnswer& answer);
+
+// Appends the tag and the length of a length-delimited field.
+void AppendLengthHeader(int field, std::uint64_t length, std::string& out);
 
 // A message without tensors.
 Answer EncodeMessage(const google::protobuf::Message& message);

@@ -23,6 +23,9 @@ struct Flags {
   std::uint64_t max_message_bytes = 0;
   std::uint64_t max_inflight_bytes = 0;
   std::uint64_t max_workspace_bytes = 0;
+  std::uint64_t cache_bytes = 0;
+  std::uint32_t max_sessions = 0;
+  double session_time_to_live_seconds = 0.0;
   std::uint32_t queue_capacity = 0;
   std::uint32_t threads = 0;
   double drain_seconds = 0.0;
@@ -55,6 +58,11 @@ void Declare(CLI::App& app, Flags& flags) {
                  "Of all requests and answers together. Default: 1 GiB");
   app.add_option("--max-workspace-bytes", flags.max_workspace_bytes,
                  "Scratch memory of one execution. Default: 2 GiB");
+  app.add_option("--cache-bytes", flags.cache_bytes,
+                 "Of all sessions' keys and values. Default: a quarter of the memory");
+  app.add_option("--max-sessions", flags.max_sessions, "Open at once. Default: 65536");
+  app.add_option("--session-time-to-live-seconds", flags.session_time_to_live_seconds,
+                 "After which an idle session ends, where it asked for no other. Default: 3600");
   app.add_option("--queue-capacity", flags.queue_capacity,
                  "Requests that may wait for a device. Default: 256");
   app.add_option("--threads", flags.threads,
@@ -89,6 +97,11 @@ bool Apply(const Flags& flags, ServerConfig& config) {
   if (flags.max_message_bytes != 0) config.set_max_message_bytes(flags.max_message_bytes);
   if (flags.max_inflight_bytes != 0) config.set_max_inflight_bytes(flags.max_inflight_bytes);
   if (flags.max_workspace_bytes != 0) config.set_max_workspace_bytes(flags.max_workspace_bytes);
+  if (flags.cache_bytes != 0) config.set_cache_bytes(flags.cache_bytes);
+  if (flags.max_sessions != 0) config.set_max_sessions(flags.max_sessions);
+  if (flags.session_time_to_live_seconds != 0.0) {
+    config.set_session_time_to_live_seconds(flags.session_time_to_live_seconds);
+  }
   if (flags.queue_capacity != 0) config.set_queue_capacity(flags.queue_capacity);
   if (flags.threads != 0) config.set_threads(flags.threads);
   if (flags.drain_seconds != 0.0) config.set_drain_seconds(flags.drain_seconds);

@@ -4,6 +4,7 @@
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <vector>
@@ -53,6 +54,12 @@ constexpr Range kRanges[] = {
     {"executor_spin_microseconds", 0, 10000},
     {"drain_seconds", 0, 3600},
     {"max_workspace_bytes", kMiB, 1024 * kGiB},
+    {"cache_bytes", 4096, 4096 * kGiB},
+    {"max_sessions", 1, 1 << 24},
+    {"session_time_to_live_seconds", 0.001, 1e9},
+    {"max_session_time_to_live_seconds", 0.001, 1e9},
+    {"max_stream_requests", 1, 1 << 20},
+    {"max_stream_bytes", 4096, 1024 * kGiB},
 };
 
 double NumberOf(const ServerConfig& config, const FieldDescriptor& field) {
@@ -84,6 +91,14 @@ std::optional<Violation> FindViolation(const ServerConfig& config) {
                        absl::StrCat(range.field, ": ", value, " is not between ", range.low,
                                     " and ", range.high)};
     }
+  }
+  if (config.session_time_to_live_seconds() > config.max_session_time_to_live_seconds() &&
+      config.max_session_time_to_live_seconds() > 0.0) {
+    return Violation{
+        type.FindFieldByName("session_time_to_live_seconds"), -1,
+        absl::StrCat("session_time_to_live_seconds: ", config.session_time_to_live_seconds(),
+                     " is more than max_session_time_to_live_seconds, ",
+                     config.max_session_time_to_live_seconds())};
   }
   const FieldDescriptor* const listen = type.FindFieldByName("listen");
   for (int i = 0; i < config.listen_size(); ++i) {
@@ -143,6 +158,15 @@ absl::Status CompleteConfig(ServerConfig& config) {
   if (config.max_inflight_bytes() == 0) config.set_max_inflight_bytes(std::uint64_t{1} << 30);
   if (config.max_workspace_bytes() == 0) config.set_max_workspace_bytes(std::uint64_t{2} << 30);
   if (config.queue_capacity() == 0) config.set_queue_capacity(256);
+  if (config.cache_bytes() == 0) config.set_cache_bytes(DescribeCpu().memory_bytes / 4);
+  if (config.max_sessions() == 0) config.set_max_sessions(65536);
+  if (config.session_time_to_live_seconds() == 0.0) config.set_session_time_to_live_seconds(3600.0);
+  if (config.max_session_time_to_live_seconds() == 0.0) {
+    config.set_max_session_time_to_live_seconds(
+        std::max(7.0 * 24 * 3600, config.session_time_to_live_seconds()));
+  }
+  if (config.max_stream_requests() == 0) config.set_max_stream_requests(256);
+  if (config.max_stream_bytes() == 0) config.set_max_stream_bytes(std::uint64_t{256} << 20);
   if (config.max_tokens() == 0) config.set_max_tokens(std::uint64_t{1} << 22);
   if (config.threads() == 0) config.set_threads(static_cast<std::uint32_t>(DescribeCpu().cores));
   if (config.executor_spin_microseconds() == 0) config.set_executor_spin_microseconds(20);

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "server/admin_handlers.h"
 #include "server/attention_handlers.h"
+#include "server/session_handlers.h"
 
 namespace attn::server {
 namespace {
@@ -115,6 +116,25 @@ Rpc BackgroundRpc(const char* name,
           }};
 }
 
+// The same for a handler that answers later.
+template <typename Request, typename Response>
+Rpc DeferredRpc(const char* name,
+                void (*handler)(ServerState&, const Request&, std::shared_ptr<CallContext>,
+                                ResponseDone<Response>)) {
+  return {name, [handler](ServerState& state, const RequestBytes& bytes,
+                          std::shared_ptr<CallContext> context, RpcDone done) {
+            const auto request = ParseControlMessage<Request>(bytes);
+            if (!request.ok()) return done(request.status(), {});
+            handler(state, **request, std::move(context),
+                    [done = std::move(done)](absl::StatusOr<Response> response) {
+                      if (!response.ok()) return done(response.status(), {});
+                      Finish(GuardMemory(
+                                 [&] { return absl::StatusOr<Answer>(EncodeMessage(*response)); }),
+                             done);
+                    });
+          }};
+}
+
 Rpc UnimplementedRpc(const char* name) {
   return {name,
           [name](ServerState&, const RequestBytes&, std::shared_ptr<CallContext>, RpcDone done) {
@@ -136,16 +156,20 @@ const Rpc kUnloadModel = MessageRpc("UnloadModel", &HandleUnloadModel);
 const Rpc kSwitchAttention = MessageRpc("SwitchAttention", &HandleSwitchAttention);
 const Rpc kListImplementations = MessageRpc("ListImplementations", &HandleListImplementations);
 const Rpc kGetHardware = MessageRpc("GetHardware", &HandleGetHardware);
-const Rpc kStream = UnimplementedRpc("Stream");
-const Rpc kOpenSession = UnimplementedRpc("OpenSession");
-const Rpc kForkSession = UnimplementedRpc("ForkSession");
-const Rpc kGetSession = UnimplementedRpc("GetSession");
-const Rpc kCloseSession = UnimplementedRpc("CloseSession");
+const Rpc kOpenSession = MessageRpc("OpenSession", &HandleOpenSession);
+const Rpc kForkSession = DeferredRpc("ForkSession", &HandleForkSession);
+const Rpc kGetSession = MessageRpc("GetSession", &HandleGetSession);
+const Rpc kCloseSession = DeferredRpc("CloseSession", &HandleCloseSession);
+const Rpc kListSessions = MessageRpc("ListSessions", &HandleListSessions);
 const Rpc kRegisterSharedMemory = UnimplementedRpc("RegisterSharedMemory");
 const Rpc kUnregisterSharedMemory = UnimplementedRpc("UnregisterSharedMemory");
 const Rpc kSelectAttention = UnimplementedRpc("SelectAttention");
 const Rpc kBenchmarkAttention = UnimplementedRpc("BenchmarkAttention");
-const Rpc kListSessions = UnimplementedRpc("ListSessions");
+const Rpc kStreamForward{"Stream.Forward", &DispatchForward};
+const Rpc kStreamAttend{"Stream.Attend", &DispatchAttend};
+const Rpc kStreamOpen = MessageRpc("Stream.OpenSession", &HandleOpenSession);
+const Rpc kStreamFork = DeferredRpc("Stream.ForkSession", &HandleForkSession);
+const Rpc kStreamClose = DeferredRpc("Stream.CloseSession", &HandleCloseSession);
 }  // namespace rpcs
 
 Dispatcher::~Dispatcher() {

@@ -28,12 +28,14 @@ struct Rpc {
 // The rpcs, as the services of the API name them.
 namespace rpcs {
 extern const Rpc kForward, kAttend, kGetServerInfo;
+extern const Rpc kOpenSession, kForkSession, kGetSession, kCloseSession;
 extern const Rpc kListModels, kLoadModel, kUnloadModel, kSwitchAttention, kListImplementations,
-    kGetHardware;
+    kListSessions, kGetHardware;
+// What a stream carries (server/request_stream.h); apart in the metrics.
+extern const Rpc kStreamForward, kStreamAttend, kStreamOpen, kStreamFork, kStreamClose;
 // UNIMPLEMENTED, each by its name.
-extern const Rpc kStream, kOpenSession, kForkSession, kGetSession, kCloseSession,
-    kRegisterSharedMemory, kUnregisterSharedMemory, kSelectAttention, kBenchmarkAttention,
-    kListSessions;
+extern const Rpc kRegisterSharedMemory, kUnregisterSharedMemory, kSelectAttention,
+    kBenchmarkAttention;
 }  // namespace rpcs
 
 class Dispatcher {

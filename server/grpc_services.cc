@@ -1,11 +1,12 @@
 #include "server/grpc_services.h"
 
-#include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/server_callback.h>
 
 #include "attention/v1/admin.grpc.pb.h"
 #include "attention/v1/attention.grpc.pb.h"
+#include "server/grpc_bytes.h"
 #include "server/grpc_status.h"
+#include "server/grpc_stream.h"
 
 namespace attn::server {
 namespace {
@@ -13,43 +14,13 @@ namespace {
 using grpc::ByteBuffer;
 using grpc::CallbackServerContext;
 
-// Callers that want no deadline may send one of centuries: sums of it would overflow.
-constexpr std::int64_t kForeverSeconds = std::int64_t{10} * 365 * 24 * 3600;
-
-Clock::time_point DeadlineOf(const CallbackServerContext& context) {
-  const gpr_timespec deadline = context.raw_deadline();
-  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
-  if (left.tv_sec > kForeverSeconds) return Clock::time_point::max();
-  return Clock::now() + std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
-}
-
-// A slice over memory that stays alive as long as gRPC sends it.
-grpc::Slice ToSlice(AnswerPiece piece) {
-  auto* const owner = new AnswerPiece(std::move(piece));
-  return {const_cast<void*>(owner->data()), owner->size(),
-          [](void* user_data) { delete static_cast<AnswerPiece*>(user_data); }, owner};
-}
-
-ByteBuffer ToByteBuffer(Answer answer) {
-  std::vector<grpc::Slice> slices;
-  slices.reserve(answer.pieces.size());
-  for (AnswerPiece& piece : answer.pieces) slices.push_back(ToSlice(std::move(piece)));
-  return {slices.data(), slices.size()};
-}
-
 // One unary call; deletes itself when gRPC is done with it.
 class UnaryCall final : public grpc::ServerUnaryReactor {
  public:
   UnaryCall(Dispatcher& dispatcher, const Rpc& rpc, CallbackServerContext& context,
             const ByteBuffer& request, ByteBuffer& response)
       : call_(std::make_shared<CallContext>(DeadlineOf(context))) {
-    RequestBytes bytes;
-    bytes.size = request.Length();
-    // The reader wants a mutable pointer and only takes references of the slices.
-    bytes.open = [buffer = const_cast<ByteBuffer*>(&request)] {
-      return std::make_unique<grpc::ProtoBufferReader>(buffer);
-    };
-    dispatcher.Dispatch(rpc, std::move(bytes), call_,
+    dispatcher.Dispatch(rpc, BytesOf(request), call_,
                         [this, &context, &response](absl::Status status, Answer answer) {
                           if (status.ok()) response = ToByteBuffer(std::move(answer));
                           Finish(ToGrpcStatus(status, context));
@@ -63,9 +34,8 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
   const std::shared_ptr<CallContext> call_;
 };
 
-// The streams that are not there yet: the dispatcher's answer, without reading.
-template <typename Reactor>
-class RefusedStream final : public Reactor {
+// A stream of answers that is not there yet: the dispatcher's answer to the request.
+class RefusedStream final : public grpc::ServerWriteReactor<ByteBuffer> {
  public:
   RefusedStream(Dispatcher& dispatcher, const Rpc& rpc, CallbackServerContext& context) {
     dispatcher.Dispatch(rpc, RequestBytes(), std::make_shared<CallContext>(),
@@ -99,7 +69,8 @@ using RawAttentionService = AttentionService::WithRawCallbackMethod_Forward<
 
 class AttentionServiceImpl final : public RawAttentionService {
  public:
-  explicit AttentionServiceImpl(Dispatcher& dispatcher) : dispatcher_(dispatcher) {}
+  AttentionServiceImpl(ServerState& state, Dispatcher& dispatcher)
+      : state_(state), dispatcher_(dispatcher) {}
 
   ATTN_UNARY(Forward)
   ATTN_UNARY(Attend)
@@ -112,11 +83,11 @@ class AttentionServiceImpl final : public RawAttentionService {
   ATTN_UNARY(UnregisterSharedMemory)
 
   grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>* Stream(CallbackServerContext* context) override {
-    return new RefusedStream<grpc::ServerBidiReactor<ByteBuffer, ByteBuffer>>(
-        dispatcher_, rpcs::kStream, *context);
+    return NewStreamReactor(state_, dispatcher_, *context);
   }
 
  private:
+  ServerState& state_;
   Dispatcher& dispatcher_;
 };
 
@@ -146,8 +117,7 @@ class AdminServiceImpl final : public RawAdminService {
 
   grpc::ServerWriteReactor<ByteBuffer>* BenchmarkAttention(CallbackServerContext* context,
                                                            const ByteBuffer*) override {
-    return new RefusedStream<grpc::ServerWriteReactor<ByteBuffer>>(
-        dispatcher_, rpcs::kBenchmarkAttention, *context);
+    return new RefusedStream(dispatcher_, rpcs::kBenchmarkAttention, *context);
   }
 
  private:
@@ -158,8 +128,8 @@ class AdminServiceImpl final : public RawAdminService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeAttentionService(Dispatcher& dispatcher) {
-  return std::make_unique<AttentionServiceImpl>(dispatcher);
+std::unique_ptr<grpc::Service> MakeAttentionService(ServerState& state, Dispatcher& dispatcher) {
+  return std::make_unique<AttentionServiceImpl>(state, dispatcher);
 }
 
 std::unique_ptr<grpc::Service> MakeAdminService(Dispatcher& dispatcher) {

@@ -10,8 +10,8 @@
 
 namespace attn::server {
 
-// The dispatcher outlives the services.
-std::unique_ptr<grpc::Service> MakeAttentionService(Dispatcher& dispatcher);
+// State and dispatcher outlive the services.
+std::unique_ptr<grpc::Service> MakeAttentionService(ServerState& state, Dispatcher& dispatcher);
 std::unique_ptr<grpc::Service> MakeAdminService(Dispatcher& dispatcher);
 
 }  // namespace attn::server

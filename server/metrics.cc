@@ -35,6 +35,12 @@ void AddGauge(prometheus::MetricFamily& family, std::vector<prometheus::ClientMe
   family.metric.push_back(std::move(metric));
 }
 
+void AddSingle(std::vector<prometheus::MetricFamily>& families, const std::string& name,
+               const std::string& help, double value) {
+  families.push_back(GaugeFamily(name, help));
+  AddGauge(families.back(), {}, value);
+}
+
 }  // namespace
 
 Metrics::Metrics()
@@ -81,7 +87,11 @@ Metrics::Metrics()
       switches_(BuildCounter()
                     .Name("attention_switches_total")
                     .Help("Switches of a model's active implementation")
-                    .Register(*registry_)) {
+                    .Register(*registry_)),
+      cached_tokens_(BuildCounter()
+                         .Name("attention_cached_tokens_total")
+                         .Help("Tokens that calls added to sessions' caches, once for each layer")
+                         .Register(*registry_)) {
   BuildGauge()
       .Name("attention_build_info")
       .Help("Always 1; the labels say what runs")
@@ -115,6 +125,10 @@ void Metrics::Finish(const std::string& rpc, const CallContext& context, const s
                                      {"implementation", facts.implementation}};
   queue_.Add({{"model", facts.model}}, kSeconds).Observe(facts.queue_seconds);
   compute_.Add(labels, kSeconds).Observe(facts.compute_seconds);
+  if (facts.cached_tokens > 0) {
+    cached_tokens_.Add({{"model", facts.model}})
+        .Increment(static_cast<double>(facts.cached_tokens));
+  }
   if (facts.fell_back) fallbacks_.Add(labels).Increment();
   std::lock_guard lock(peak_mutex_);
   std::uint64_t& peak = peaks_[{facts.model, facts.implementation}];
@@ -157,14 +171,51 @@ std::vector<prometheus::MetricFamily> StateCollector::Collect() const {
     AddGauge(queued, {{"device", queue->name()}}, static_cast<double>(queue->size()));
     AddGauge(capacity, {{"device", queue->name()}}, static_cast<double>(queue->capacity()));
   }
-  prometheus::MetricFamily used =
-      GaugeFamily("attention_in_flight_bytes", "Of requests and answers in flight");
-  AddGauge(used, {}, static_cast<double>(state_.budget().used()));
-  prometheus::MetricFamily limit =
-      GaugeFamily("attention_in_flight_limit_bytes", "The bound of the bytes in flight");
-  AddGauge(limit, {}, static_cast<double>(state_.budget().limit()));
-  return {std::move(active),   std::move(weights), std::move(queued),
-          std::move(capacity), std::move(used),    std::move(limit)};
+  std::vector<prometheus::MetricFamily> families = SessionFamilies();
+  for (prometheus::MetricFamily* family : {&active, &weights, &queued, &capacity}) {
+    families.push_back(std::move(*family));
+  }
+  const MemoryBudget& budget = state_.budget();
+  AddSingle(families, "attention_in_flight_bytes", "Of requests and answers in flight",
+            static_cast<double>(budget.used()));
+  AddSingle(families, "attention_in_flight_limit_bytes", "The bound of the bytes in flight",
+            static_cast<double>(budget.limit()));
+  return families;
+}
+
+std::vector<prometheus::MetricFamily> StateCollector::SessionFamilies() const {
+  const SessionTable& table = state_.sessions();
+  prometheus::MetricFamily sessions = GaugeFamily("attention_sessions", "Open sessions");
+  prometheus::MetricFamily bytes =
+      GaugeFamily("attention_session_cache_bytes",
+                  "Of sessions' caches; what forks share is counted once for each");
+  for (const auto& [model, usage] : table.UsageByModel()) {
+    AddGauge(sessions, {{"model", model}}, static_cast<double>(usage.sessions));
+    AddGauge(bytes, {{"model", model}}, static_cast<double>(usage.bytes));
+  }
+  prometheus::MetricFamily events;
+  events.name = "attention_session_events_total";
+  events.help = "Sessions that were opened, forked, closed, and that expired";
+  events.type = prometheus::MetricType::Counter;
+  const SessionTable::Events counts = table.events();
+  for (const auto& [event, count] :
+       {std::pair("opened", counts.opened), std::pair("forked", counts.forked),
+        std::pair("closed", counts.closed), std::pair("expired", counts.expired)}) {
+    prometheus::ClientMetric metric;
+    metric.label = {{"event", event}};
+    metric.counter.value = static_cast<double>(count);
+    events.metric.push_back(std::move(metric));
+  }
+  std::vector<prometheus::MetricFamily> families = {std::move(sessions), std::move(bytes),
+                                                    std::move(events)};
+  AddSingle(families, "attention_cache_bytes", "That caches hold or have set aside",
+            static_cast<double>(table.cache().used()));
+  AddSingle(families, "attention_cache_limit_bytes", "The bound of the caches' bytes",
+            static_cast<double>(table.cache().limit()));
+  AddSingle(families, "attention_calls_waiting_for_sessions",
+            "Calls behind earlier ones on the same sessions",
+            static_cast<double>(state_.lanes().waiting()));
+  return families;
 }
 
 }  // namespace attn::server

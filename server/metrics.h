@@ -46,6 +46,7 @@ class Metrics {
   prometheus::Family<prometheus::Gauge>& peak_workspace_;
   prometheus::Family<prometheus::Counter>& fallbacks_;
   prometheus::Family<prometheus::Counter>& switches_;
+  prometheus::Family<prometheus::Counter>& cached_tokens_;
 
   std::mutex peak_mutex_;
   std::map<std::pair<std::string, std::string>, std::uint64_t>
@@ -61,6 +62,8 @@ class StateCollector final : public prometheus::Collectable {
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
+  std::vector<prometheus::MetricFamily> SessionFamilies() const;
+
   ServerState& state_;
 };
 

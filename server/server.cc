@@ -37,6 +37,12 @@ ServerOptions OptionsOf(const ServerConfig& config) {
   options.limits.max_workspace_bytes = config.max_workspace_bytes();
   options.limits.max_tokens = static_cast<std::int64_t>(config.max_tokens());
   options.limits.queue_capacity = config.queue_capacity();
+  options.limits.cache_bytes = config.cache_bytes();
+  options.limits.max_stream_requests = config.max_stream_requests();
+  options.limits.max_stream_bytes = config.max_stream_bytes();
+  options.sessions.max_sessions = config.max_sessions();
+  options.sessions.default_time_to_live_seconds = config.session_time_to_live_seconds();
+  options.sessions.max_time_to_live_seconds = config.max_session_time_to_live_seconds();
   options.cpu.threads = static_cast<int>(config.threads());
   options.cpu.spin_microseconds = static_cast<int>(config.executor_spin_microseconds());
   options.model_root = config.model_root();
@@ -104,7 +110,7 @@ absl::Status Server::StartMetrics() {
 absl::Status Server::StartGrpc() {
   grpc::EnableDefaultHealthCheckService(false);  // ours has a descriptor, so reflection knows it
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  attention_service_ = MakeAttentionService(*dispatcher_);
+  attention_service_ = MakeAttentionService(*state_, *dispatcher_);
   admin_service_ = MakeAdminService(*dispatcher_);
 
   grpc::ServerBuilder builder;

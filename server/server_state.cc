@@ -11,6 +11,12 @@ namespace {
 // Scratch memory that stays allocated between executions.
 constexpr std::size_t kKeptWorkspaceBytes = std::size_t{256} << 20;
 
+// How often sessions are looked through for those that have expired.
+constexpr std::chrono::seconds kExpiryInterval(1);
+
+// Calls that may wait for sessions, for each that may wait for a device.
+constexpr std::size_t kWaitingPerQueued = 16;
+
 std::string MakeEpoch() {
   std::random_device random;
   std::string bytes;
@@ -34,12 +40,27 @@ ServerState::ServerState(const ServerOptions& options, ImplementationTable table
     slots.push_back({device.get(), workspaces_.back().get()});
   }
   registry_ = std::make_unique<ModelRegistry>(table, std::move(slots));
+  sessions_ = std::make_unique<SessionTable>(
+      std::make_shared<CachePool>(*devices_.front(), options.limits.cache_bytes), options.sessions);
+  lanes_ =
+      std::make_unique<SessionLanes>(*sessions_, kWaitingPerQueued * options.limits.queue_capacity);
   background_ = std::make_unique<Executor>(Executor::Options{});
+  timer_ = std::make_unique<Timer>();
+  ExpireSessions();
+}
+
+void ServerState::ExpireSessions() {
+  sessions_->Expire();
+  timer_->At(Clock::now() + kExpiryInterval, [this] { ExpireSessions(); });
 }
 
 ServerState::~ServerState() {
-  // Executors first: their jobs use everything else, and finish before they are gone.
+  // Threads first: what they run uses everything else, and finishes before they are gone. The
+  // sessions' blocks go before their device.
+  timer_.reset();
   background_.reset();
+  lanes_.reset();
+  sessions_.reset();
   devices_.clear();
 }
 

@@ -9,10 +9,13 @@
 
 #include "core/device.h"
 #include "core/model_registry.h"
+#include "core/session_table.h"
 #include "core/workspace.h"
 #include "server/device_queue.h"
 #include "server/memory_budget.h"
 #include "server/metrics.h"
+#include "server/session_lanes.h"
+#include "server/timer.h"
 
 namespace attn::server {
 
@@ -22,10 +25,14 @@ struct ServerLimits {
   std::uint64_t max_workspace_bytes = std::uint64_t{2} << 30;
   std::int64_t max_tokens = std::int64_t{1} << 22;
   std::size_t queue_capacity = 256;
+  std::uint64_t cache_bytes = std::uint64_t{1} << 30;  // of all sessions
+  std::size_t max_stream_requests = 256;               // of one stream, unanswered
+  std::uint64_t max_stream_bytes = std::uint64_t{256} << 20;
 };
 
 struct ServerOptions {
   ServerLimits limits;
+  SessionTable::Options sessions;
   Executor::Options cpu;   // one CPU device over all cores
   std::string model_root;  // of LoadModel
 };
@@ -43,10 +50,16 @@ class ServerState {
   Metrics& metrics() { return metrics_; }
   DeviceQueue& queue(const Device& device);
   const std::vector<std::unique_ptr<DeviceQueue>>& queues() const { return queues_; }
+  SessionTable& sessions() { return *sessions_; }
+  const SessionTable& sessions() const { return *sessions_; }
+  SessionLanes& lanes() { return *lanes_; }
+  Timer& timer() { return *timer_; }
   // Slow control-plane work (loading models), one after the other, off gRPC's threads.
   Executor& background() { return *background_; }
 
  private:
+  void ExpireSessions();
+
   const ServerOptions options_;
   const std::string epoch_;
   Metrics metrics_;
@@ -55,6 +68,9 @@ class ServerState {
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // parallel to devices_
   std::vector<std::unique_ptr<DeviceQueue>> queues_;    // parallel to devices_
   std::unique_ptr<ModelRegistry> registry_;
+  std::unique_ptr<SessionTable> sessions_;
+  std::unique_ptr<SessionLanes> lanes_;
+  std::unique_ptr<Timer> timer_;
   std::unique_ptr<Executor> background_;
 };
 

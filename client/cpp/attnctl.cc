@@ -107,8 +107,8 @@ int Run(const CLI::App& app, const CommandLine& line) {
 
 int Main(int argc, char** argv) {
   CLI::App app(
-      "Controls an attnd server: models, implementations, hardware; computes attention on .npy "
-      "files.",
+      "Controls an attnd server: models, sessions, implementations, hardware; computes attention "
+      "on .npy files.",
       "attnctl");
   CommandLine line;
   app.fallthrough();
@@ -126,6 +126,7 @@ int Main(int argc, char** argv) {
   // Commands inherit the footer that stands when they are added.
   app.footer("--address, --timeout and --json may be given here too: see 'attnctl --help'.");
   AddModelCommands(app, line);
+  AddSessionCommands(app, line);
   AddServerCommands(app, line);
   AddAttendCommand(app, line);
   app.footer("'attnctl COMMAND --help' tells a command's arguments.");

@@ -1,69 +1,17 @@
 #include "client/cpp/attnd_client.h"
 
-#include <grpcpp/grpcpp.h>
-
-#include <algorithm>
-#include <chrono>
-#include <mutex>
-#include <optional>
-#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "attention/v1/admin.grpc.pb.h"
-#include "attention/v1/attention.grpc.pb.h"
+#include "client/cpp/client_impl.h"
 
 namespace attn::client {
-namespace {
 
 namespace v1 = attention::v1;
-
-constexpr char kErrorMetadata[] = "attention-error-bin";
-constexpr char kErrorPayload[] = "type.googleapis.com/attention.v1.Error";
-
-std::optional<v1::Error> ServerError(const grpc::ClientContext& context) {
-  const auto& metadata = context.GetServerTrailingMetadata();
-  const auto entry = metadata.find(kErrorMetadata);
-  v1::Error error;
-  if (entry == metadata.end() ||
-      !error.ParseFromArray(entry->second.data(), static_cast<int>(entry->second.size()))) {
-    return std::nullopt;
-  }
-  return error;
-}
-
-absl::Status ToAbslStatus(const grpc::Status& status, const grpc::ClientContext& context,
-                          const std::string& address) {
-  const auto code = static_cast<absl::StatusCode>(status.error_code());
-  if (const std::optional<v1::Error> error = ServerError(context)) {
-    absl::Status result(code, status.error_message());
-    result.SetPayload(kErrorPayload, absl::Cord(error->SerializeAsString()));
-    return result;
-  }
-  // UNAVAILABLE without an Error is gRPC's own: connection refused, no such host, connection lost.
-  if (code == absl::StatusCode::kUnavailable) {
-    return absl::UnavailableError(
-        absl::StrCat("no answer from ", address, ": ", status.error_message()));
-  }
-  return absl::Status(code, status.error_message());
-}
-
-}  // namespace
-
-ClientError ErrorOf(const absl::Status& status) {
-  ClientError error;
-  error.code = status.code();
-  error.message = std::string(status.message());
-  const auto payload = status.GetPayload(kErrorPayload);
-  v1::Error wire;
-  if (!payload || !wire.ParseFromString(std::string(*payload))) return error;
-  error.reason = wire.reason();
-  error.retry_delay_seconds = wire.retry_delay_seconds();
-  error.details.insert(wire.details().begin(), wire.details().end());
-  return error;
-}
+using AttentionStub = v1::AttentionService::Stub;
+using AdminStub = v1::AdminService::Stub;
 
 absl::Status CheckAddress(const std::string& address) {
   if (absl::StartsWith(address, "unix:")) {
@@ -82,137 +30,98 @@ absl::Status CheckAddress(const std::string& address) {
       absl::StrCat("the address \"", address, "\" is neither HOST:PORT nor unix:PATH"));
 }
 
-class Client::Impl {
- public:
-  Impl(const std::string& address, const ClientOptions& options)
-      : address_(address), options_(options) {
-    grpc::ChannelArguments arguments;
-    arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
-    arguments.SetMaxSendMessageSize(options.max_message_bytes);
-    // http_proxy in the environment is meant for the web, not for this.
-    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-    channel_ = grpc::CreateCustomChannel(
-        address, options.credentials ? options.credentials : grpc::InsecureChannelCredentials(),
-        arguments);
-    attention_ = v1::AttentionService::NewStub(channel_);
-    admin_ = v1::AdminService::NewStub(channel_);
-  }
-
-  const std::string& address() const { return address_; }
-  v1::AttentionService::Stub& attention() { return *attention_; }
-  v1::AdminService::Stub& admin() { return *admin_; }
-
-  template <typename Stub, typename Request, typename Response>
-  absl::StatusOr<Response> Call(Stub& stub,
-                                grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
-                                                             Response*),
-                                const Request& request) {
-    const size_t bytes = request.ByteSizeLong();
-    if (bytes > static_cast<size_t>(options_.max_message_bytes)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the request has ", bytes, " bytes; a message may have ", options_.max_message_bytes));
-    }
-    grpc::ClientContext context;
-    SetDeadline(context);
-    const Registration registration(*this, context);
-    Response response;
-    const grpc::Status status = (stub.*method)(&context, request, &response);
-    if (!status.ok()) return ToAbslStatus(status, context, address_);
-    return response;
-  }
-
-  int CancelCalls() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (grpc::ClientContext* context : running_) context->TryCancel();
-    return static_cast<int>(running_.size());
-  }
-
- private:
-  // Keeps a call among those that CancelCalls reaches, for as long as its context lives.
-  class Registration {
-   public:
-    Registration(Impl& impl, grpc::ClientContext& context) : impl_(impl), context_(context) {
-      const std::lock_guard<std::mutex> lock(impl_.mutex_);
-      impl_.running_.insert(&context_);
-    }
-    ~Registration() {
-      const std::lock_guard<std::mutex> lock(impl_.mutex_);
-      impl_.running_.erase(&context_);
-    }
-
-   private:
-    Impl& impl_;
-    grpc::ClientContext& context_;
-  };
-
-  void SetDeadline(grpc::ClientContext& context) const {
-    // A year stands for all that is longer: the clock's own arithmetic overflows at 292.
-    constexpr double kYear = 365.0 * 24 * 3600;
-    if (options_.timeout_seconds <= 0) return;
-    const std::chrono::duration<double> timeout(std::min(options_.timeout_seconds, kYear));
-    context.set_deadline(std::chrono::system_clock::now() +
-                         std::chrono::duration_cast<std::chrono::microseconds>(timeout));
-  }
-
-  const std::string address_;
-  const ClientOptions options_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::AttentionService::Stub> attention_;
-  std::unique_ptr<v1::AdminService::Stub> admin_;
-  std::mutex mutex_;
-  std::set<grpc::ClientContext*> running_;
-};
-
-Client::Client(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Client::Client(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Client::~Client() = default;
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Create(const std::string& address,
                                                        const ClientOptions& options) {
   if (absl::Status status = CheckAddress(address); !status.ok()) return status;
-  return std::unique_ptr<Client>(new Client(std::make_unique<Impl>(address, options)));
+  return std::unique_ptr<Client>(new Client(std::make_shared<Impl>(address, options)));
 }
 
 const std::string& Client::address() const { return impl_->address(); }
 int Client::CancelCalls() { return impl_->CancelCalls(); }
 
-absl::StatusOr<v1::ForwardResponse> Client::Forward(const v1::ForwardRequest& request) {
-  return impl_->Call(impl_->attention(), &v1::AttentionService::Stub::Forward, request);
+absl::StatusOr<v1::ForwardResponse> Client::Forward(const v1::ForwardRequest& request,
+                                                    const CallOptions& options) {
+  return impl_->Call(impl_->attention(), &AttentionStub::Forward, request, options);
 }
 
-absl::StatusOr<v1::AttendResponse> Client::Attend(const v1::AttendRequest& request) {
-  return impl_->Call(impl_->attention(), &v1::AttentionService::Stub::Attend, request);
+absl::StatusOr<v1::AttendResponse> Client::Attend(const v1::AttendRequest& request,
+                                                  const CallOptions& options) {
+  return impl_->Call(impl_->attention(), &AttentionStub::Attend, request, options);
+}
+
+absl::StatusOr<v1::OpenSessionResponse> Client::OpenSession(const v1::OpenSessionRequest& request,
+                                                            const CallOptions& options) {
+  return impl_->Call(impl_->attention(), &AttentionStub::OpenSession, request, options);
+}
+
+absl::StatusOr<v1::ForkSessionResponse> Client::ForkSession(const v1::ForkSessionRequest& request,
+                                                            const CallOptions& options) {
+  return impl_->Call(impl_->attention(), &AttentionStub::ForkSession, request, options);
+}
+
+absl::StatusOr<v1::GetSessionResponse> Client::GetSession(const v1::GetSessionRequest& request,
+                                                          const CallOptions& options) {
+  return impl_->Call(impl_->attention(), &AttentionStub::GetSession, request, options);
+}
+
+absl::StatusOr<v1::CloseSessionResponse> Client::CloseSession(
+    const v1::CloseSessionRequest& request, const CallOptions& options) {
+  return impl_->Call(impl_->attention(), &AttentionStub::CloseSession, request, options);
 }
 
 absl::StatusOr<v1::GetServerInfoResponse> Client::GetServerInfo() {
-  return impl_->Call(impl_->attention(), &v1::AttentionService::Stub::GetServerInfo,
-                     v1::GetServerInfoRequest());
+  return impl_->Call(impl_->attention(), &AttentionStub::GetServerInfo, v1::GetServerInfoRequest());
 }
 
 absl::StatusOr<v1::ListModelsResponse> Client::ListModels() {
-  return impl_->Call(impl_->admin(), &v1::AdminService::Stub::ListModels, v1::ListModelsRequest());
+  return impl_->Call(impl_->admin(), &AdminStub::ListModels, v1::ListModelsRequest());
 }
 
 absl::StatusOr<v1::LoadModelResponse> Client::LoadModel(const v1::LoadModelRequest& request) {
-  return impl_->Call(impl_->admin(), &v1::AdminService::Stub::LoadModel, request);
+  return impl_->Call(impl_->admin(), &AdminStub::LoadModel, request);
 }
 
 absl::StatusOr<v1::UnloadModelResponse> Client::UnloadModel(const v1::UnloadModelRequest& request) {
-  return impl_->Call(impl_->admin(), &v1::AdminService::Stub::UnloadModel, request);
+  return impl_->Call(impl_->admin(), &AdminStub::UnloadModel, request);
 }
 
 absl::StatusOr<v1::SwitchAttentionResponse> Client::SwitchAttention(
     const v1::SwitchAttentionRequest& request) {
-  return impl_->Call(impl_->admin(), &v1::AdminService::Stub::SwitchAttention, request);
+  return impl_->Call(impl_->admin(), &AdminStub::SwitchAttention, request);
 }
 
 absl::StatusOr<v1::ListImplementationsResponse> Client::ListImplementations() {
-  return impl_->Call(impl_->admin(), &v1::AdminService::Stub::ListImplementations,
+  return impl_->Call(impl_->admin(), &AdminStub::ListImplementations,
                      v1::ListImplementationsRequest());
 }
 
 absl::StatusOr<v1::GetHardwareResponse> Client::GetHardware() {
-  return impl_->Call(impl_->admin(), &v1::AdminService::Stub::GetHardware,
-                     v1::GetHardwareRequest());
+  return impl_->Call(impl_->admin(), &AdminStub::GetHardware, v1::GetHardwareRequest());
+}
+
+absl::StatusOr<v1::ListSessionsResponse> Client::ListSessions(
+    const v1::ListSessionsRequest& request) {
+  return impl_->Call(impl_->admin(), &AdminStub::ListSessions, request);
+}
+
+absl::StatusOr<v1::ListSessionsResponse> Client::ListAllSessions(const std::string& model) {
+  v1::ListSessionsRequest request;
+  request.set_model(model);
+  v1::ListSessionsResponse all;
+  for (;;) {
+    const absl::StatusOr<v1::ListSessionsResponse> page = ListSessions(request);
+    if (!page.ok()) return page.status();
+    all.mutable_sessions()->MergeFrom(page->sessions());
+    if (page->next_page_token().empty()) return all;
+    // Or a server with a bug could hold its clients here for ever.
+    if (page->next_page_token() == request.page_token()) {
+      return absl::InternalError("the server's list of sessions does not advance");
+    }
+    request.set_page_token(page->next_page_token());
+  }
 }
 
 }  // namespace attn::client

@@ -20,7 +20,6 @@ namespace attn::client {
 namespace {
 
 using attention::v1::DataType;
-using attention::v1::Tensor;
 
 constexpr char kMagic[] = "\x93NUMPY";
 constexpr size_t kMagicSize = 6;
@@ -309,7 +308,7 @@ absl::StatusOr<NpyFile> ParseNpy(const std::string& bytes, const std::string& na
   return Read(in, bytes.size(), name);
 }
 
-absl::StatusOr<std::string> NpyHeader(const Tensor& tensor) {
+absl::StatusOr<std::string> NpyHeader(const attention::v1::Tensor& tensor) {
   for (const Descr& descr : kDescrs) {
     if (descr.dtype != tensor.dtype()) continue;
     std::string text = absl::StrCat(
@@ -328,7 +327,7 @@ absl::StatusOr<std::string> NpyHeader(const Tensor& tensor) {
       absl::StrCat("no .npy type for ", DataTypeName(tensor.dtype())));
 }
 
-absl::Status WriteNpy(const std::string& path, const Tensor& tensor) {
+absl::Status WriteNpy(const std::string& path, const attention::v1::Tensor& tensor) {
   if (absl::Status status = CheckInlineTensor(tensor); !status.ok()) {
     return Refuse(path, std::string(status.message()));
   }

@@ -1,9 +1,11 @@
 #include "client/cpp/tensors.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -11,8 +13,7 @@
 namespace attn::client {
 namespace {
 
-using attention::v1::DataType;
-using attention::v1::Tensor;
+namespace v1 = attention::v1;
 
 struct DataTypeRow {
   DataType dtype;
@@ -22,13 +23,13 @@ struct DataTypeRow {
 };
 
 constexpr std::array<DataTypeRow, 7> kDataTypes = {{
-    {attention::v1::DATA_TYPE_FLOAT32, "float32", 4, true},
-    {attention::v1::DATA_TYPE_FLOAT16, "float16", 2, true},
-    {attention::v1::DATA_TYPE_BFLOAT16, "bfloat16", 2, true},
-    {attention::v1::DATA_TYPE_INT32, "int32", 4, false},
-    {attention::v1::DATA_TYPE_INT64, "int64", 8, false},
-    {attention::v1::DATA_TYPE_BOOL, "bool", 1, false},
-    {attention::v1::DATA_TYPE_INT8, "int8", 1, false},
+    {v1::DATA_TYPE_FLOAT32, "float32", 4, true},
+    {v1::DATA_TYPE_FLOAT16, "float16", 2, true},
+    {v1::DATA_TYPE_BFLOAT16, "bfloat16", 2, true},
+    {v1::DATA_TYPE_INT32, "int32", 4, false},
+    {v1::DATA_TYPE_INT64, "int64", 8, false},
+    {v1::DATA_TYPE_BOOL, "bool", 1, false},
+    {v1::DATA_TYPE_INT8, "int8", 1, false},
 }};
 
 const DataTypeRow* FindDataType(DataType dtype) {
@@ -39,24 +40,34 @@ const DataTypeRow* FindDataType(DataType dtype) {
 }
 
 float LoadFloat(const char* data, DataType dtype) {
-  if (dtype == attention::v1::DATA_TYPE_FLOAT32) {
+  if (dtype == v1::DATA_TYPE_FLOAT32) {
     float value;
     std::memcpy(&value, data, sizeof(value));
     return value;
   }
   uint16_t bits;
   std::memcpy(&bits, data, sizeof(bits));
-  return dtype == attention::v1::DATA_TYPE_FLOAT16 ? HalfToFloat(bits) : Bfloat16ToFloat(bits);
+  return dtype == v1::DATA_TYPE_FLOAT16 ? HalfToFloat(bits) : Bfloat16ToFloat(bits);
 }
 
 void StoreFloat(float value, DataType dtype, char* data) {
-  if (dtype == attention::v1::DATA_TYPE_FLOAT32) {
+  if (dtype == v1::DATA_TYPE_FLOAT32) {
     std::memcpy(data, &value, sizeof(value));
     return;
   }
   const uint16_t bits =
-      dtype == attention::v1::DATA_TYPE_FLOAT16 ? FloatToHalf(value) : FloatToBfloat16(value);
+      dtype == v1::DATA_TYPE_FLOAT16 ? FloatToHalf(value) : FloatToBfloat16(value);
   std::memcpy(data, &bits, sizeof(bits));
+}
+
+absl::StatusOr<Tensor> WithRoom(DataType dtype, const std::vector<int64_t>& shape, size_t count) {
+  const absl::StatusOr<int64_t> bytes = ByteSize(dtype, shape);
+  if (!bytes.ok()) return bytes.status();
+  if (static_cast<uint64_t>(*bytes) != count * static_cast<uint64_t>(ElementSize(dtype))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(count, " values do not fill the shape [", absl::StrJoin(shape, ", "), "]"));
+  }
+  return Tensor{dtype, shape, std::string(static_cast<size_t>(*bytes), '\0')};
 }
 
 }  // namespace
@@ -68,7 +79,7 @@ int64_t ElementSize(DataType dtype) {
 
 std::string DataTypeName(DataType dtype) {
   if (const DataTypeRow* row = FindDataType(dtype)) return row->name;
-  if (dtype == attention::v1::DATA_TYPE_UNSPECIFIED) return "unset";
+  if (dtype == v1::DATA_TYPE_UNSPECIFIED) return "unset";
   return absl::StrCat("dtype ", static_cast<int>(dtype));
 }
 
@@ -84,7 +95,7 @@ bool IsFloating(DataType dtype) {
   return row != nullptr && row->floating;
 }
 
-std::string ShapeText(const Tensor& tensor) {
+std::string ShapeText(const v1::Tensor& tensor) {
   return absl::StrCat("[", absl::StrJoin(tensor.shape(), ", "), "]");
 }
 
@@ -108,7 +119,7 @@ absl::StatusOr<int64_t> ByteSize(DataType dtype, const std::vector<int64_t>& sha
   return bytes;
 }
 
-absl::Status CheckInlineTensor(const Tensor& tensor) {
+absl::Status CheckInlineTensor(const v1::Tensor& tensor) {
   if (tensor.has_shared_memory()) {
     return absl::InvalidArgumentError("the tensor's bytes lie in shared memory");
   }
@@ -122,16 +133,16 @@ absl::Status CheckInlineTensor(const Tensor& tensor) {
   return absl::OkStatus();
 }
 
-Tensor FloatTensor(const std::vector<int64_t>& shape, const std::vector<float>& values) {
-  Tensor tensor;
-  tensor.set_dtype(attention::v1::DATA_TYPE_FLOAT32);
+v1::Tensor FloatTensor(const std::vector<int64_t>& shape, const std::vector<float>& values) {
+  v1::Tensor tensor;
+  tensor.set_dtype(v1::DATA_TYPE_FLOAT32);
   tensor.mutable_shape()->Assign(shape.begin(), shape.end());
   tensor.mutable_data()->assign(reinterpret_cast<const char*>(values.data()),
                                 values.size() * sizeof(float));
   return tensor;
 }
 
-absl::StatusOr<Tensor> ConvertFloating(const Tensor& tensor, DataType dtype) {
+absl::StatusOr<v1::Tensor> ConvertFloating(const v1::Tensor& tensor, DataType dtype) {
   if (!IsFloating(tensor.dtype()) || !IsFloating(dtype)) {
     return absl::InvalidArgumentError(absl::StrCat("cannot convert ", DataTypeName(tensor.dtype()),
                                                    " to ", DataTypeName(dtype),
@@ -139,7 +150,7 @@ absl::StatusOr<Tensor> ConvertFloating(const Tensor& tensor, DataType dtype) {
   }
   if (absl::Status status = CheckInlineTensor(tensor); !status.ok()) return status;
   if (tensor.dtype() == dtype) return tensor;
-  Tensor result;
+  v1::Tensor result;
   result.set_dtype(dtype);
   *result.mutable_shape() = tensor.shape();
   const auto from_size = static_cast<size_t>(ElementSize(tensor.dtype()));
@@ -152,6 +163,70 @@ absl::StatusOr<Tensor> ConvertFloating(const Tensor& tensor, DataType dtype) {
     StoreFloat(LoadFloat(from + i * from_size, tensor.dtype()), dtype, to + i * to_size);
   }
   return result;
+}
+
+absl::StatusOr<Tensor> Tensor::FromFloats(const std::vector<int64_t>& shape,
+                                          absl::Span<const float> values, DataType dtype) {
+  if (!IsFloating(dtype)) {
+    return absl::InvalidArgumentError(absl::StrCat(DataTypeName(dtype), " is not a floating type"));
+  }
+  absl::StatusOr<Tensor> tensor = WithRoom(dtype, shape, values.size());
+  if (!tensor.ok()) return tensor;
+  const auto size = static_cast<size_t>(ElementSize(dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    StoreFloat(values[i], dtype, tensor->bytes.data() + i * size);
+  }
+  return tensor;
+}
+
+absl::StatusOr<Tensor> Tensor::FromInts(const std::vector<int64_t>& shape,
+                                        absl::Span<const int64_t> values) {
+  absl::StatusOr<Tensor> tensor = WithRoom(v1::DATA_TYPE_INT64, shape, values.size());
+  if (tensor.ok() && !values.empty()) {
+    std::memcpy(tensor->bytes.data(), values.data(), tensor->bytes.size());
+  }
+  return tensor;
+}
+
+absl::StatusOr<Tensor> Tensor::FromBools(const std::vector<int64_t>& shape,
+                                         const std::vector<bool>& values) {
+  absl::StatusOr<Tensor> tensor = WithRoom(v1::DATA_TYPE_BOOL, shape, values.size());
+  if (tensor.ok()) std::copy(values.begin(), values.end(), tensor->bytes.begin());
+  return tensor;
+}
+
+absl::StatusOr<std::vector<float>> Tensor::ToFloats() const {
+  if (!IsFloating(dtype)) {
+    return absl::InvalidArgumentError(absl::StrCat(DataTypeName(dtype), " is not a floating type"));
+  }
+  const absl::StatusOr<int64_t> size = ByteSize(dtype, shape);
+  if (!size.ok()) return size.status();
+  if (static_cast<uint64_t>(*size) != bytes.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the tensor has ", bytes.size(), " bytes, and ", *size, " by its shape"));
+  }
+  const auto element = static_cast<size_t>(ElementSize(dtype));
+  std::vector<float> values(bytes.size() / element);
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = LoadFloat(bytes.data() + i * element, dtype);
+  }
+  return values;
+}
+
+v1::Tensor ToProto(Tensor tensor) {
+  v1::Tensor message;
+  message.set_dtype(tensor.dtype);
+  message.mutable_shape()->Assign(tensor.shape.begin(), tensor.shape.end());
+  message.set_data(std::move(tensor.bytes));
+  return message;
+}
+
+Tensor FromProto(v1::Tensor message) {
+  Tensor tensor;
+  tensor.dtype = message.dtype();
+  tensor.shape.assign(message.shape().begin(), message.shape().end());
+  tensor.bytes = std::move(*message.mutable_data());
+  return tensor;
 }
 
 uint16_t FloatToHalf(float value) {

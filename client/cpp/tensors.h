@@ -8,9 +8,41 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "attention/v1/types.pb.h"
 
 namespace attn::client {
+
+using DataType = attention::v1::DataType;
+inline constexpr DataType kFloat32 = attention::v1::DATA_TYPE_FLOAT32;
+inline constexpr DataType kFloat16 = attention::v1::DATA_TYPE_FLOAT16;
+inline constexpr DataType kBfloat16 = attention::v1::DATA_TYPE_BFLOAT16;
+
+// A dense row-major tensor in this process; without a dtype it stands for none at all. Moved into
+// and out of calls, its bytes are not copied on the way.
+struct Tensor {
+  DataType dtype = attention::v1::DATA_TYPE_UNSPECIFIED;
+  std::vector<int64_t> shape = {};
+  std::string bytes = {};  // little-endian, as many as ByteSize(dtype, shape)
+
+  // `values` are as many as the shape's product, or it is INVALID_ARGUMENT, as is a dtype that is
+  // not floating. Narrower dtypes are rounded to nearest even.
+  static absl::StatusOr<Tensor> FromFloats(const std::vector<int64_t>& shape,
+                                           absl::Span<const float> values,
+                                           DataType dtype = kFloat32);
+  static absl::StatusOr<Tensor> FromInts(const std::vector<int64_t>& shape,
+                                         absl::Span<const int64_t> values);
+  static absl::StatusOr<Tensor> FromBools(const std::vector<int64_t>& shape,
+                                          const std::vector<bool>& values);
+
+  // Every element, of any floating dtype. INVALID_ARGUMENT for another dtype, or where the bytes do
+  // not match the shape.
+  absl::StatusOr<std::vector<float>> ToFloats() const;
+};
+
+attention::v1::Tensor ToProto(Tensor tensor);
+// Of a tensor whose bytes are inline; without a dtype from none.
+Tensor FromProto(attention::v1::Tensor message);
 
 // Bytes of one element; 0 for no known type.
 int64_t ElementSize(attention::v1::DataType dtype);

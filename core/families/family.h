@@ -20,13 +20,15 @@ inline constexpr std::uint32_t kMaxHeadDim = 65536;
 inline constexpr std::uint32_t kMaxHiddenSize = 1u << 20;
 inline constexpr std::uint32_t kMaxPositions = 1u << 30;
 
-// One way in which checkpoints name a layer's four projections. "{}" stands for the layer's number;
-// ".weight" and ".bias" are appended.
+// One way in which checkpoints name a layer's projections. "{}" stands for the layer's number;
+// ".weight" and ".bias" are appended. Query, key and value are three matrices, or one with their
+// rows in this order: then query_key_value is set and the three are null.
 struct ProjectionNames {
-  const char* query;
-  const char* key;
-  const char* value;
-  const char* output;
+  const char* query = nullptr;
+  const char* key = nullptr;
+  const char* value = nullptr;
+  const char* output = nullptr;
+  const char* query_key_value = nullptr;
 };
 
 // Where a stack's self-attention lies in a checkpoint. Prefixes and namings combine freely; the
@@ -39,6 +41,11 @@ struct StackTensors {
   bool key_bias = true;
   bool value_bias = true;
   bool output_bias = true;
+  // Whole names of tensors that some families have; null: none.
+  const char* query_norm = nullptr;  // [head_dim]
+  const char* key_norm = nullptr;    // [head_dim]
+  float norm_epsilon = 1e-6f;
+  const char* sinks = nullptr;  // [num_heads]
 };
 
 struct FamilyModel {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/implementations/plain_rows.h"
 #include "kernels/cpu/standard_attention.h"
 
 namespace attn {
@@ -17,8 +18,11 @@ std::size_t RoundUp(std::size_t bytes) {
 
 class StandardAttention final : public AttentionImplementation {
  public:
-  absl::Status Attend(const kernels::AttentionArgs& args, const AttentionShape& shape,
+  absl::Status Attend(const kernels::AttentionArgs& given, const AttentionShape& given_shape,
                       ExecutionContext& context) const override {
+    ATTN_ASSIGN_OR_RETURN(const PlainRows rows, PlainRows::Create(given, given_shape, context));
+    const kernels::AttentionArgs& args = rows.args();
+    const AttentionShape& shape = rows.shape();
     const kernels::TaskPlan plan = kernels::cpu::PlanStandardAttention(args);
     Executor& executor = context.device.executor();
     const auto workers = static_cast<std::size_t>(
@@ -42,7 +46,8 @@ class StandardAttention final : public AttentionImplementation {
     const std::size_t bytes =
         kernels::cpu::StandardAttentionTaskBytes(shape.q_len, shape.longest_pairs, shape.head_dim);
     const auto tasks = std::max<std::int64_t>(shape.batch * shape.num_heads, 1);
-    return {RoundUp(bytes) * static_cast<std::uint64_t>(std::min<std::int64_t>(workers, tasks)),
+    return {PlainRows::WorkspaceBytes(shape) +
+                RoundUp(bytes) * static_cast<std::uint64_t>(std::min<std::int64_t>(workers, tasks)),
             true};
   }
 };

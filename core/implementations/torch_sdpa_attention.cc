@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/implementations/plain_rows.h"
 #include "core/torch_support.h"
 
 namespace attn {
@@ -109,9 +110,12 @@ class Group {
       output.zero_();
       return;
     }
-    const at::Tensor query = Rows(
-        sequence_.query.data, shape_.dtype, batch_, BatchStride(&Sequence::query), args_.num_heads,
-        sequence_.query.head_stride, sequence_.q_len, sequence_.query.row_stride, args_.head_dim);
+    // float32, where the cache has another dtype than the query
+    const at::Tensor query =
+        Rows(sequence_.query.data, shape_.dtype, batch_, BatchStride(&Sequence::query),
+             args_.num_heads, sequence_.query.head_stride, sequence_.q_len,
+             sequence_.query.row_stride, args_.head_dim)
+            .to(ToScalarType(shape_.kv_dtype));
     const at::Tensor key = Keys(&KeyValueSpan::key, args_.head_dim);
     const at::Tensor value = Keys(&KeyValueSpan::value, args_.value_dim);
     // The operator's own causality is that of a square matrix: anything else goes through the mask.
@@ -129,11 +133,11 @@ class Group {
  private:
   // Distances between the rows of a dense batch; a single row needs none.
   std::int64_t BatchStride(RowsView Sequence::*rows) const {
-    return batch_ == 1 ? 0 : Distance((&sequence_)[0].*rows, (&sequence_)[1].*rows);
+    return batch_ == 1 ? 0 : Distance((&sequence_)[0].*rows, (&sequence_)[1].*rows, shape_.dtype);
   }
-  std::int64_t Distance(const RowsView& a, const RowsView& b) const {
+  static std::int64_t Distance(const RowsView& a, const RowsView& b, DType dtype) {
     return (static_cast<const char*>(b.data) - static_cast<const char*>(a.data)) /
-           static_cast<std::int64_t>(ItemSize(shape_.dtype));
+           static_cast<std::int64_t>(ItemSize(dtype));
   }
   std::int64_t OutputStride() const {
     if (batch_ == 1) return 0;
@@ -147,8 +151,8 @@ class Group {
     for (std::int64_t s = 0; s < sequence_.num_spans; ++s) {
       const KeyValueSpan& span = sequence_.spans[s];
       const std::int64_t stride =
-          batch_ == 1 ? 0 : Distance(span.*rows, (&sequence_)[1].spans[s].*rows);
-      parts.push_back(Rows((span.*rows).data, shape_.dtype, batch_, stride, args_.num_kv_heads,
+          batch_ == 1 ? 0 : Distance(span.*rows, (&sequence_)[1].spans[s].*rows, shape_.kv_dtype);
+      parts.push_back(Rows((span.*rows).data, shape_.kv_dtype, batch_, stride, args_.num_kv_heads,
                            (span.*rows).head_stride, span.length, (span.*rows).row_stride, dim));
     }
     if (parts.size() == 1) return parts.front();
@@ -232,8 +236,11 @@ class Group {
 
 class TorchSdpaAttention final : public AttentionImplementation {
  public:
-  absl::Status Attend(const AttentionArgs& args, const AttentionShape& shape,
+  absl::Status Attend(const AttentionArgs& given, const AttentionShape& given_shape,
                       ExecutionContext& context) const override {
+    ATTN_ASSIGN_OR_RETURN(const PlainRows rows, PlainRows::Create(given, given_shape, context));
+    const AttentionArgs& args = rows.args();
+    const AttentionShape& shape = rows.shape();
     const ComputeComplexity work = AttentionComplexity(shape);
     ATTN_RETURN_IF_ERROR(RunTorch(context.workspace.meter(), [&] {
       const std::int64_t step = IsOneCall(args) ? std::max<std::int64_t>(shape.batch, 1) : 1;
@@ -259,7 +266,9 @@ class TorchSdpaAttention final : public AttentionImplementation {
             ? 0
             : 2 * pairs * static_cast<std::uint64_t>(shape.batch * shape.num_heads) * sizeof(float);
     constexpr std::uint64_t kTileBytes = 1 << 20;
-    return {result + scores + 3 * pairs + kTileBytes * static_cast<std::uint64_t>(workers), false};
+    return {PlainRows::WorkspaceBytes(shape) + result + scores + 3 * pairs +
+                kTileBytes * static_cast<std::uint64_t>(workers),
+            false};
   }
 };
 

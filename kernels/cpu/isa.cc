@@ -31,9 +31,10 @@ bool HasAvx512() {
 bool HasAnything() { return true; }
 
 constexpr IsaKernels kRows[] = {
-    {"avx512", &HasAvx512, &avx512::StandardAttention},
-    {"avx2", &HasAvx2, &avx2::StandardAttention},
-    {"scalar", &HasAnything, &scalar::StandardAttention},
+    {"avx512", &HasAvx512, &avx512::StandardAttention, &avx512::PackTokens, &avx512::UnpackTokens},
+    {"avx2", &HasAvx2, &avx2::StandardAttention, &avx2::PackTokens, &avx2::UnpackTokens},
+    {"scalar", &HasAnything, &scalar::StandardAttention, &scalar::PackTokens,
+     &scalar::UnpackTokens},
 };
 constexpr int64_t kNumRows = sizeof(kRows) / sizeof(kRows[0]);
 

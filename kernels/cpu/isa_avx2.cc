@@ -16,12 +16,23 @@ namespace {
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/score_row-inl.h"
 #include "kernels/cpu/standard_attention-inl.h"
+#include "kernels/cpu/page_packing-inl.h"
 // clang-format on
 }  // namespace
 
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled) {
   StandardAttentionTask(args, task, workspace, cancelled);
+}
+
+void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
+                void* page) {
+  PackTokensOfPage(layout, rows, range, page);
+}
+
+void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange range,
+                  const cpu::MutableTokenRows& rows) {
+  UnpackTokensOfPage(layout, page, range, rows);
 }
 
 }  // namespace attn::kernels::avx2

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention_args.h"
+#include "kernels/cpu/page_packing.h"
 
 namespace attn::kernels {
 
@@ -12,14 +13,26 @@ constexpr int64_t kMaxPanelKeys = 64;
 namespace scalar {
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled);
-}
+void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
+                void* page);
+void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange range,
+                  const cpu::MutableTokenRows& rows);
+}  // namespace scalar
 namespace avx2 {
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled);
-}
+void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
+                void* page);
+void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange range,
+                  const cpu::MutableTokenRows& rows);
+}  // namespace avx2
 namespace avx512 {
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled);
-}
+void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
+                void* page);
+void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange range,
+                  const cpu::MutableTokenRows& rows);
+}  // namespace avx512
 
 }  // namespace attn::kernels

@@ -125,7 +125,7 @@ bool FormScoresOfFewRows(const HeadTask& task) {
 }
 
 template <ElementType kType>
-void WidenQueries(const HeadTask& task) {
+void WidenQueriesFrom(const HeadTask& task) {
   const int64_t head_dim = task.args.head_dim;
   for (int64_t row = 0; row < task.sequence.q_len; ++row) {
     const auto* const from = RowOf<kType>(task.sequence.query, row, task.head);
@@ -133,6 +133,17 @@ void WidenQueries(const HeadTask& task) {
     int64_t d = 0;
     for (; d + kLanes <= head_dim; d += kLanes) Store(Elements<kType>::LoadVec(from + d), to + d);
     for (; d < head_dim; ++d) to[d] = Elements<kType>::LoadOne(from + d);
+  }
+}
+
+inline void WidenQueries(const HeadTask& task) {
+  switch (task.args.dtype) {
+    case ElementType::kFloat32:
+      return WidenQueriesFrom<ElementType::kFloat32>(task);
+    case ElementType::kFloat16:
+      return WidenQueriesFrom<ElementType::kFloat16>(task);
+    case ElementType::kBFloat16:
+      return WidenQueriesFrom<ElementType::kBFloat16>(task);
   }
 }
 
@@ -207,7 +218,7 @@ void WriteRows(const HeadTask& task, int64_t row, const float* factors) {
 template <ElementType kType>
 void RunTask(const HeadTask& task) {
   const int64_t q_len = task.sequence.q_len;
-  WidenQueries<kType>(task);
+  WidenQueries(task);
   const bool few = q_len < kRows;
   if (!(few ? FormScoresOfFewRows<kType>(task) : FormScores<kType>(task))) return;
   const bool together = !few && AllFinite<kType>(task);
@@ -242,7 +253,7 @@ inline void StandardAttentionTask(const AttentionArgs& args, int64_t index, void
                          query,
                          query + sequence.q_len * args.head_dim,
                          sequence.kv_len + kPanel};
-  switch (args.dtype) {
+  switch (args.kv_dtype) {
     case ElementType::kFloat32:
       return RunTask<ElementType::kFloat32>(task);
     case ElementType::kFloat16:

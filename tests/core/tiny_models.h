@@ -14,6 +14,13 @@ namespace attn::testing {
 nlohmann::json TinyBertConfig();
 nlohmann::json TinyVitConfig();
 
+// Of a causal decoder's model_type: two layers, hidden size 8, two heads of 4, one KV head, theta
+// 10,000.
+nlohmann::json TinyDecoderConfig(const std::string& model_type);
+// What such a config calls for (biases, norms, sinks, fused projections), as `prefix` + layers.0...
+std::vector<TestTensor> TinyDecoderTensors(const nlohmann::json& config,
+                                           const std::string& prefix = "model.");
+
 // Where a layer's projections are called `prefix` + layer + one of these.
 struct TinyNames {
   std::string prefix;

@@ -26,7 +26,6 @@ from end_to_end.messages import (
     inline_past,
     layer,
     options,
-    sessions,
     tensor,
 )
 
@@ -294,9 +293,6 @@ def test_forward_without_weights(send):
 
 
 UNIMPLEMENTED = {
-    "attend_sessions": attend(past_key_value=sessions(session_ids=["a", "b"])),
-    "attend_no_sessions": attend(past_key_value=sessions()),
-    "forward_sessions": forward(past_key_value=sessions(session_ids=["a", "b"])),
     "attend_shared_memory": attend(query=in_shared_memory(2, 4, 3, 8)),
     "attend_mask_in_shared_memory": attend(attention_mask=in_shared_memory(3, 5)),
     "attend_past_in_shared_memory": attend(
@@ -332,16 +328,12 @@ def test_cross_attention_of_a_model_that_has_none(send):
     [
         f"{ATTENTION}{name}"
         for name in (
-            "OpenSession",
-            "ForkSession",
-            "GetSession",
-            "CloseSession",
             "RegisterSharedMemory",
             "UnregisterSharedMemory",
             "NoSuchMethod",
         )
     ]
-    + [f"{ADMIN}SelectAttention", f"{ADMIN}ListSessions", "/attention.v1.NoSuchService/Attend"],
+    + [f"{ADMIN}SelectAttention", "/attention.v1.NoSuchService/Attend"],
 )
 def test_rpcs_that_are_not_there_yet(send, rpc):
     code, text = send(rpc, b"")
@@ -351,8 +343,5 @@ def test_rpcs_that_are_not_there_yet(send, rpc):
 def test_streams_that_are_not_there_yet(channel, assert_answers):
     with pytest.raises(grpc.RpcError) as raised:
         list(channel.unary_stream(f"{ADMIN}BenchmarkAttention")(b"", timeout=30.0))
-    assert raised.value.code() is Code.UNIMPLEMENTED
-    with pytest.raises(grpc.RpcError) as raised:
-        list(channel.stream_stream(f"{ATTENTION}Stream")(iter([b""]), timeout=30.0))
     assert raised.value.code() is Code.UNIMPLEMENTED
     assert_answers()

@@ -149,7 +149,7 @@ TEST_P(StandardAttentionIsaTest, SingleKeyConvertsEveryHalf) {
   for (int64_t i = 0; i < kAll; ++i) halves[static_cast<std::size_t>(i)] = static_cast<uint16_t>(i);
   for (const ElementType type : {ElementType::kFloat16, ElementType::kBFloat16}) {
     MaskOnly problem({0.0f}, kAll);
-    problem.args.dtype = type;
+    problem.args.dtype = problem.args.kv_dtype = type;
     problem.span.value.data = halves.data();
     RunAllTasks(*GetParam(), problem.args);
     for (int64_t i = 0; i < kAll; ++i) {

@@ -128,11 +128,11 @@ HeadKeys GatherKeys(const AttentionArgs& args, const Sequence& sequence, int64_t
     for (int64_t row = 0; row < span.length; ++row) {
       std::vector<double>& key = gathered.keys.emplace_back();
       for (int64_t i = 0; i < args.head_dim; ++i) {
-        key.push_back(ReadRow(args.dtype, span.key, row, kv_head, i));
+        key.push_back(ReadRow(args.kv_dtype, span.key, row, kv_head, i));
       }
       std::vector<double>& value = gathered.values.emplace_back();
       for (int64_t i = 0; i < args.value_dim; ++i) {
-        value.push_back(ReadRow(args.dtype, span.value, row, kv_head, i));
+        value.push_back(ReadRow(args.kv_dtype, span.value, row, kv_head, i));
       }
     }
   }

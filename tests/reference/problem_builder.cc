@@ -325,7 +325,7 @@ AttentionProblem::AttentionProblem(const ProblemCase& c) : storage_(new Storage)
   s.MakeMask();
   s.MakeResults();
   AttentionArgs& args = s.args;
-  args.dtype = c.dtype;
+  args.dtype = args.kv_dtype = c.dtype;
   args.output_dtype = c.output_dtype;
   args.num_heads = c.heads;
   args.num_kv_heads = c.kv_heads;

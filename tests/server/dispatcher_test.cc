@@ -135,16 +135,12 @@ TEST_F(DispatcherTest, AnAnswerBeyondTheLargestMessageIsRefusedBeforeExecution) 
 
 TEST_F(DispatcherTest, WhatIsNotThereYetSaysSo) {
   proto::AttendRequest request = RandomAttend(6);
-  request.mutable_past_key_value()->mutable_sessions()->add_session_ids("x");
-  EXPECT_EQ(CodeOf(request), absl::StatusCode::kUnimplemented);
-  request = RandomAttend(6);
   request.mutable_query()->mutable_shared_memory()->set_region("r");
   EXPECT_EQ(CodeOf(request), absl::StatusCode::kUnimplemented);
   request = RandomAttend(6);
   request.mutable_results()->mutable_output()->set_region("r");
   EXPECT_EQ(CodeOf(request), absl::StatusCode::kUnimplemented);
-  for (const Rpc* rpc : {&rpcs::kOpenSession, &rpcs::kSelectAttention, &rpcs::kRegisterSharedMemory,
-                         &rpcs::kStream}) {
+  for (const Rpc* rpc : {&rpcs::kSelectAttention, &rpcs::kRegisterSharedMemory}) {
     EXPECT_EQ(Call(dispatcher_, *rpc, BytesOf("")).status.code(), absl::StatusCode::kUnimplemented);
   }
 }

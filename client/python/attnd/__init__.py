@@ -9,16 +9,24 @@
 
 from attnd import api, errors
 from attnd._version import __version__
+from attnd.aio import AsyncClient, AsyncStream
 from attnd.client import Client, HealthStatus
 from attnd.errors import AttndError
 from attnd.results import AttentionResult, Execution
+from attnd.sessions import Session
+from attnd.stream import Stream, StreamCall
 
 __all__ = [
+    "AsyncClient",
+    "AsyncStream",
     "AttentionResult",
     "AttndError",
     "Client",
     "Execution",
     "HealthStatus",
+    "Session",
+    "Stream",
+    "StreamCall",
     "__version__",
     "api",
     "errors",

@@ -38,10 +38,12 @@ class Envelope(Generic[MessageT]):
 
 
 def serialize(envelope: Envelope[Message]) -> bytes:
-    pieces: Pieces = [envelope.message.SerializeToString()]
-    for path, tensor in envelope.tensors.items():
-        pieces += _field_pieces(envelope.message.DESCRIPTOR, path.split("."), tensor)
-    return b"".join(pieces)
+    return b"".join(_message_pieces(envelope))
+
+
+def wrapped(head: Message, number: int, envelope: Envelope[Message]) -> bytes:
+    """`head` with the envelope's message as its field of this number."""
+    return b"".join([head.SerializeToString(), *_delimited(number, _message_pieces(envelope))])
 
 
 def parse(data: bytes, message_class: type[MessageT]) -> Envelope[MessageT]:
@@ -50,6 +52,13 @@ def parse(data: bytes, message_class: type[MessageT]) -> Envelope[MessageT]:
     rest = _split(memoryview(data), message_class.DESCRIPTOR, "", envelope.tensors)
     envelope.message.ParseFromString(b"".join(rest))
     return envelope
+
+
+def _message_pieces(envelope: Envelope[Message]) -> Pieces:
+    pieces: Pieces = [envelope.message.SerializeToString()]
+    for path, tensor in envelope.tensors.items():
+        pieces += _field_pieces(envelope.message.DESCRIPTOR, path.split("."), tensor)
+    return pieces
 
 
 def _field_pieces(descriptor: Descriptor, path: list[str], tensor: EncodedTensor) -> Pieces:

@@ -14,9 +14,14 @@ from attnd._proto.attention.v1.admin_pb2 import (
     ModelSpec,
     ModelStatus,
     RotaryEmbedding,
+    SessionStatus,
     SwitchAttentionResponse,
 )
-from attnd._proto.attention.v1.attention_pb2 import GetServerInfoResponse
+from attnd._proto.attention.v1.attention_pb2 import (
+    GetServerInfoResponse,
+    GetSessionResponse,
+    LayerCache,
+)
 from attnd._proto.attention.v1.types_pb2 import (
     DATA_TYPE_BFLOAT16,
     DATA_TYPE_FLOAT16,
@@ -35,12 +40,15 @@ __all__ = [
     "AttentionOptions",
     "GetHardwareResponse",
     "GetServerInfoResponse",
+    "GetSessionResponse",
     "Implementation",
+    "LayerCache",
     "LayerSpec",
     "LayerStack",
     "ModelSpec",
     "ModelStatus",
     "PerHeadValues",
     "RotaryEmbedding",
+    "SessionStatus",
     "SwitchAttentionResponse",
 ]

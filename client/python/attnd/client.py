@@ -5,44 +5,24 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from attnd import _wire, errors
-from attnd._proto.attention.v1 import admin_pb2, attention_pb2, types_pb2
-from attnd.results import AttentionResult, Execution
-from attnd.tensors import AnyTensor, TensorT, data_type, decode, encode
-
-Layout = Literal["heads_first", "tokens_first", "packed"]
-Kind = Literal["self", "cross"]
-Stage = Literal["scaled", "soft_capped", "masked", "probabilities"]
-
-_LAYOUTS: dict[Layout, types_pb2.TensorLayout] = {
-    "heads_first": types_pb2.TENSOR_LAYOUT_HEADS_FIRST,
-    "tokens_first": types_pb2.TENSOR_LAYOUT_TOKENS_FIRST,
-    "packed": types_pb2.TENSOR_LAYOUT_PACKED,
-}
-_KINDS: dict[Kind, types_pb2.AttentionKind] = {
-    "self": types_pb2.ATTENTION_KIND_SELF,
-    "cross": types_pb2.ATTENTION_KIND_CROSS,
-}
-_STAGES: dict[Stage, attention_pb2.ScoreStage] = {
-    "scaled": attention_pb2.SCORE_STAGE_SCALED,
-    "soft_capped": attention_pb2.SCORE_STAGE_SOFT_CAPPED,
-    "masked": attention_pb2.SCORE_STAGE_MASKED,
-    "probabilities": attention_pb2.SCORE_STAGE_PROBABILITIES,
-}
+from attnd import _channel, _requests, _wire, errors
+from attnd._proto.attention.v1 import admin_pb2, attention_pb2
+from attnd.arguments import AttendArguments, ForwardArguments, SessionLike
+from attnd.results import AttentionResult
+from attnd.sessions import Session
+from attnd.stream import Stream
+from attnd.tensors import AnyTensor, TensorT
 
 _ATTENTION = "/attention.v1.AttentionService/"
 _ADMIN = "/attention.v1.AdminService/"
-_MAX_MESSAGE_BYTES = (1 << 31) - 1  # protobuf's own; the server's limit is the one that counts
 
 ResponseT = TypeVar("ResponseT", bound=Message)
-ChoiceT = TypeVar("ChoiceT", bound=str)
-NumberT = TypeVar("NumberT", bound=int)
 
 
 class HealthStatus(enum.Enum):
@@ -59,7 +39,8 @@ class Client:
     `address` is "host:port" or "unix:PATH". `timeout` is that of every call in seconds, unless the
     call has one of its own; None waits for ever. Failed calls raise the subclasses of
     attnd.errors.AttndError; arguments that can't be encoded raise TypeError or ValueError, all else
-    is for the server to judge. `channel_options` are gRPC's.
+    is for the server to judge. `channel_options` are gRPC's. `traffic` counts the bytes of its
+    messages, sent and received.
     """
 
     def __init__(
@@ -67,16 +48,14 @@ class Client:
         address: str,
         *,
         timeout: float | None = None,
-        max_message_bytes: int = _MAX_MESSAGE_BYTES,
+        max_message_bytes: int = _channel.MAX_MESSAGE_BYTES,
         channel_options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         self.address = address
         self.timeout = timeout
-        limits = [
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.max_receive_message_length", max_message_bytes),
-        ]
-        self._channel = grpc.insecure_channel(address, options=[*limits, *channel_options])
+        self.traffic = _channel.Traffic()
+        options = _channel.options(max_message_bytes, channel_options)
+        self._channel = grpc.insecure_channel(address, options=options)
         self._attend = self._tensor_method("Attend", attention_pb2.AttendResponse)
         self._forward = self._tensor_method("Forward", attention_pb2.ForwardResponse)
 
@@ -100,129 +79,133 @@ class Client:
     def attend(
         self,
         query: TensorT,
-        key: AnyTensor,
-        value: AnyTensor,
+        key: AnyTensor | None = None,
+        value: AnyTensor | None = None,
         *,
-        model: str = "",
-        stack: str = "",
-        layer: int = 0,
-        kind: Kind = "self",
-        attention_mask: AnyTensor | None = None,
-        layout: Layout = "heads_first",
-        query_lengths: Sequence[int] | None = None,
-        kv_lengths: Sequence[int] | None = None,
-        first_query_position: Sequence[int] | None = None,
-        scale: float | None = None,
-        is_causal: bool | None = None,
-        window_left: int | None = None,
-        window_right: int | None = None,
-        soft_cap: float | None = None,
-        alibi_slopes: Sequence[float] | None = None,
-        sink_logits: Sequence[float] | None = None,
-        past_key: AnyTensor | None = None,
-        past_value: AnyTensor | None = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
-        attention_stage: Stage = "probabilities",
-        output_lse: bool = False,
-        output_dtype: object = None,
-        implementation: str = "",
-        priority: int = 0,
         timeout: float | None = None,
+        **arguments: Unpack[AttendArguments],
     ) -> AttentionResult[TensorT]:
         """Attention alone, on queries, keys and values that the caller projected and rotated.
 
         Shapes are [batch, heads, length, dim], [batch, length, heads, dim] or, packed, [tokens,
         heads, dim] with `query_lengths` and `kv_lengths`. Key and value have num_kv_heads heads,
-        which divides the query's. The mask is bool (True: attend), additive, or an int64 padding
-        mask [batch, kv_len]. Options that are None are the layer's where `model` names one, and the
-        API's defaults otherwise. `output_dtype` is a dtype of NumPy or PyTorch, or its name; None
-        is the query's.
+        which divides the query's, and are left out with `cache_mode="read_only"` alone.
         """
-        options = types_pb2.AttentionOptions(
-            scale=scale,
-            is_causal=is_causal,
-            window_left=window_left,
-            window_right=window_right,
-            soft_cap=soft_cap,
-            alibi_slopes=None
-            if alibi_slopes is None
-            else types_pb2.PerHeadValues(values=alibi_slopes),
-            sink_logits=None
-            if sink_logits is None
-            else types_pb2.PerHeadValues(values=sink_logits),
-        )
-        request = attention_pb2.AttendRequest(
-            layer=_layer(model, stack, layer, kind),
-            tensor_layout=_choice("layout", layout, _LAYOUTS),
-            query_lengths=query_lengths,
-            kv_lengths=kv_lengths,
-            first_query_position=first_query_position,
-            options=options,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            attention_stage=_choice("attention_stage", attention_stage, _STAGES),
-            output_lse=output_lse,
-            execution=types_pb2.ExecutionOptions(implementation=implementation, priority=priority),
-            output_dtype=None if output_dtype is None else data_type(output_dtype),
-        )
-        tensors = {
-            "query": query,
-            "key": key,
-            "value": value,
-            "attention_mask": attention_mask,
-            "past_key_value.inline_kv.key": past_key,
-            "past_key_value.inline_kv.value": past_value,
-        }
-        return self._call_tensors(self._attend, request, tensors, query, timeout)
+        call = _requests.attend(query, key, value, arguments)
+        return call.result(self._invoke(self._attend, call.envelope, timeout))
 
     def forward(
         self,
         hidden_states: TensorT,
         *,
-        model: str,
-        layer: int,
-        stack: str = "",
-        kind: Kind = "self",
-        encoder_hidden_states: AnyTensor | None = None,
-        attention_mask: AnyTensor | None = None,
-        position_ids: AnyTensor | None = None,
-        query_lengths: Sequence[int] | None = None,
-        kv_lengths: Sequence[int] | None = None,
-        past_key: AnyTensor | None = None,
-        past_value: AnyTensor | None = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
-        options: types_pb2.AttentionOptions | None = None,
-        implementation: str = "",
-        priority: int = 0,
         timeout: float | None = None,
+        **arguments: Unpack[ForwardArguments],
     ) -> AttentionResult[TensorT]:
-        """An attention layer of a hosted model.
+        """An attention layer of a hosted model: `model` and `layer` are needed.
 
         That is its projections, position encoding, attention and output projection, without the
         residual and the layer norm of the block around it. hidden_states is [batch, q_len,
         hidden_size], or [tokens, hidden_size] with `query_lengths`, of any floating dtype, which is
-        the output's too. `options` overrides the layer's.
+        the output's too.
         """
-        request = attention_pb2.ForwardRequest(
-            layer=_layer(model, stack, layer, kind),
-            query_lengths=query_lengths,
-            kv_lengths=kv_lengths,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            options=options,
-            execution=types_pb2.ExecutionOptions(implementation=implementation, priority=priority),
+        call = _requests.forward(hidden_states, arguments)
+        return call.result(self._invoke(self._forward, call.envelope, timeout))
+
+    def stream(self, *, timeout: float | None = None) -> Stream:
+        """Calls over one long-lived stream, many in flight; see attnd.stream.
+
+        `timeout` is that of each of its calls which has none of its own.
+        """
+        info = self.server_info()
+        return Stream(
+            self._channel,
+            self.traffic,
+            max_requests=info.max_stream_requests,
+            max_bytes=info.max_stream_bytes,
+            timeout=self.timeout if timeout is None else timeout,
+            make_session=self._session,
         )
-        tensors = {
-            "hidden_states": hidden_states,
-            "encoder_hidden_states": encoder_hidden_states,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_value.inline_kv.key": past_key,
-            "past_key_value.inline_kv.value": past_value,
-        }
-        return self._call_tensors(self._forward, request, tensors, hidden_states, timeout)
+
+    # Sessions.
+
+    def open_session(
+        self,
+        model: str = "",
+        *,
+        reserve_tokens: int = 0,
+        time_to_live: float = 0.0,
+        cache_dtype: object = None,
+        rollback_tokens: int = 0,
+        timeout: float | None = None,
+    ) -> Session:
+        """A sequence's key/value cache on the server, over all layers of a model, or of none.
+
+        `reserve_tokens` sets memory aside at once. `time_to_live` is in seconds without a call; 0
+        is the server's default. `cache_dtype` is the model's by default, or that of the first
+        append. `rollback_tokens` can always be cut again on layers with windows; 0: 64.
+        """
+        request = _requests.open_session(
+            model, reserve_tokens, time_to_live, cache_dtype, rollback_tokens
+        )
+        response = self._call(
+            f"{_ATTENTION}OpenSession", request, attention_pb2.OpenSessionResponse, timeout
+        )
+        return self._session(response.session_id, model)
+
+    def attach_session(self, session_id: str, *, timeout: float | None = None) -> Session:
+        """A session that was opened elsewhere, its lengths and steps as the server has them."""
+        session = self._session(session_id, "")
+        session.learn(self.get_session(session_id, timeout=timeout))
+        return session
+
+    def fork_session(
+        self,
+        session: SessionLike,
+        *,
+        count: int = 1,
+        length: int | None = None,
+        timeout: float | None = None,
+    ) -> list[str]:
+        """Ids of sessions that share this one's first `length` tokens; `Session.fork` is typed."""
+        request = _requests.fork_session(session, count, length)
+        response = self._call(
+            f"{_ATTENTION}ForkSession", request, attention_pb2.ForkSessionResponse, timeout
+        )
+        return list(response.session_ids)
+
+    def get_session(
+        self, session: SessionLike, *, timeout: float | None = None
+    ) -> attention_pb2.GetSessionResponse:
+        """What the server holds of it. It counts as a use: the time to live starts anew."""
+        request = attention_pb2.GetSessionRequest(session_id=_requests.session_id(session))
+        return self._call(
+            f"{_ATTENTION}GetSession", request, attention_pb2.GetSessionResponse, timeout
+        )
+
+    def close_session(self, session: SessionLike, *, timeout: float | None = None) -> None:
+        """Frees its cache. One that has expired or was closed before is no error."""
+        request = attention_pb2.CloseSessionRequest(session_id=_requests.session_id(session))
+        try:
+            self._call(
+                f"{_ATTENTION}CloseSession", request, attention_pb2.CloseSessionResponse, timeout
+            )
+        except errors.NotFound:
+            return
+
+    def list_sessions(
+        self, model: str = "", *, timeout: float | None = None
+    ) -> list[admin_pb2.SessionStatus]:
+        """The open sessions of all callers, of one model or of all; ids only by their beginning."""
+        sessions: list[admin_pb2.SessionStatus] = []
+        request = admin_pb2.ListSessionsRequest(model=model)
+        while True:
+            response = self._call(
+                f"{_ADMIN}ListSessions", request, admin_pb2.ListSessionsResponse, timeout
+            )
+            sessions += response.sessions
+            if not response.next_page_token:
+                return sessions
+            request.page_token = response.next_page_token
 
     def server_info(self, *, timeout: float | None = None) -> attention_pb2.GetServerInfoResponse:
         """Version, limits and features."""
@@ -301,35 +284,16 @@ class Client:
 
     # How calls are made.
 
+    def _session(self, session_id: str, model: str) -> Session:
+        return Session(self, session_id, model)
+
     def _tensor_method(self, name: str, response_class: type[ResponseT]) -> Any:
         return self._channel.unary_unary(
             f"{_ATTENTION}{name}",
-            request_serializer=_wire.serialize,
-            response_deserializer=lambda data: _wire.parse(data, response_class),
-        )
-
-    def _call_tensors(
-        self,
-        method: Any,
-        request: Message,
-        tensors: dict[str, Any],
-        like: TensorT,
-        timeout: float | None,
-    ) -> AttentionResult[TensorT]:
-        encoded = {
-            path: encode(_argument_of(path), tensor)
-            for path, tensor in tensors.items()
-            if tensor is not None
-        }
-        answer = self._invoke(method, _wire.Envelope(request, encoded), timeout)
-        decoded = {path: decode(tensor, like) for path, tensor in answer.tensors.items()}
-        return AttentionResult(
-            output=decoded["output"],
-            attention_weights=decoded.get("attention_weights"),
-            lse=decoded.get("lse"),
-            present_key=decoded.get("present.key"),
-            present_value=decoded.get("present.value"),
-            execution=Execution.from_proto(answer.message.execution),
+            request_serializer=self.traffic.counts_sent(_wire.serialize),
+            response_deserializer=self.traffic.counts_received(
+                lambda data: _wire.parse(data, response_class)
+            ),
         )
 
     def _call(
@@ -337,8 +301,10 @@ class Client:
     ) -> ResponseT:
         method = self._channel.unary_unary(
             path,
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=response_class.FromString,
+            request_serializer=self.traffic.counts_sent(
+                lambda message: message.SerializeToString()
+            ),
+            response_deserializer=self.traffic.counts_received(response_class.FromString),
         )
         response: ResponseT = self._invoke(method, request, timeout)
         return response
@@ -348,19 +314,3 @@ class Client:
             return method(request, timeout=self.timeout if timeout is None else timeout)
         except grpc.RpcError as error:
             raise errors.from_rpc_error(error) from error
-
-
-def _layer(model: str, stack: str, layer: int, kind: Kind) -> types_pb2.LayerRef:
-    return types_pb2.LayerRef(
-        model=model, stack=stack, layer=layer, kind=_choice("kind", kind, _KINDS)
-    )
-
-
-def _choice(argument: str, given: ChoiceT, choices: dict[ChoiceT, NumberT]) -> NumberT:
-    if given not in choices:
-        raise ValueError(f"{argument} is {given!r}; it must be one of {', '.join(choices)}")
-    return choices[given]
-
-
-def _argument_of(path: str) -> str:
-    return path.replace("past_key_value.inline_kv.", "past_")

@@ -114,6 +114,13 @@ _CLASSES: dict[grpc.StatusCode, type[AttndError]] = {
 }
 
 
+def from_proto(error: attention_pb2.Error) -> AttndError:
+    """The typed exception for an error that a stream carried as an answer."""
+    codes = {code.value[0]: code for code in grpc.StatusCode}
+    error_class = _CLASSES.get(codes.get(error.code, grpc.StatusCode.UNKNOWN), Unknown)
+    return error_class(error.message, error.reason, dict(error.details), error.retry_delay_seconds)
+
+
 def from_rpc_error(error: Any) -> AttndError:
     """The typed exception for a grpc.RpcError that a call raised."""
     details = attention_pb2.Error()

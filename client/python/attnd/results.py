@@ -54,4 +54,5 @@ class AttentionResult(Generic[TensorT]):
     lse: TensorT | None  # float32 [batch, num_heads, q_len]; packed: [tokens, num_heads]
     present_key: TensorT | None
     present_value: TensorT | None
+    cache_length: tuple[int, ...]  # of each session, after the call; () without sessions
     execution: Execution

@@ -48,12 +48,23 @@ class FakeAdmin : public v1::AdminService::Service {
     response->add_models()->mutable_spec()->set_name("minilm");
     return grpc::Status::OK;
   }
+  grpc::Status ListSessions(grpc::ServerContext*, const v1::ListSessionsRequest* request,
+                            v1::ListSessionsResponse* response) override {
+    const int page = request->page_token().empty() ? 0 : std::stoi(request->page_token());
+    response->add_sessions()->set_id_prefix(absl::StrCat(request->model(), page));
+    if (page < last_page) response->set_next_page_token(absl::StrCat(page + 1));
+    if (stuck) response->set_next_page_token("1");
+    return grpc::Status::OK;
+  }
   grpc::Status SwitchAttention(grpc::ServerContext*, const v1::SwitchAttentionRequest* request,
                                v1::SwitchAttentionResponse* response) override {
     response->set_switched(true);
     response->set_active(absl::StrCat(request->model(), "/", request->implementation()));
     return grpc::Status::OK;
   }
+
+  int last_page = 0;
+  bool stuck = false;
 };
 
 grpc::Status Fail(grpc::ServerContext& context, grpc::StatusCode code, const v1::Error& error) {
@@ -121,6 +132,17 @@ TEST_F(ClientTest, ReachesBothServices) {
   EXPECT_EQ(client->SwitchAttention(request).value().active(), "minilm/standard");
 }
 
+TEST_F(ClientTest, SessionsAreListedOverAllPages) {
+  const auto client = Connect();
+  admin_.last_page = 2;
+  const auto all = client->ListAllSessions("m").value();
+  ASSERT_EQ(all.sessions_size(), 3);
+  EXPECT_EQ(all.sessions(2).id_prefix(), "m2");
+  EXPECT_EQ(all.next_page_token(), "");
+  admin_.stuck = true;
+  EXPECT_EQ(client->ListAllSessions("m").status().code(), absl::StatusCode::kInternal);
+}
+
 TEST_F(ClientTest, ErrorsCarryWhatTheServerToldPrograms) {
   attention_.attend = [](grpc::ServerContext& context, const v1::AttendRequest&,
                          v1::AttendResponse&) {
@@ -143,6 +165,7 @@ TEST_F(ClientTest, ErrorsCarryWhatTheServerToldPrograms) {
   EXPECT_EQ(error.reason, "QUEUE_FULL");
   EXPECT_EQ(error.retry_delay_seconds, 0.25);
   ASSERT_EQ(error.details.size(), 2u);
+  EXPECT_TRUE(error.answered);
   EXPECT_EQ(error.details.at("queued"), "64");
   EXPECT_EQ(error.details.at("field").size(), 7u);
 }
@@ -161,6 +184,7 @@ TEST_F(ClientTest, AnErrorWithoutOrWithBrokenDetailsIsStillAnError) {
     EXPECT_EQ(error.code, absl::StatusCode::kNotFound);
     EXPECT_EQ(error.message, "no model 'x'");
     EXPECT_EQ(error.reason, "");
+    EXPECT_FALSE(error.answered);
     EXPECT_TRUE(error.details.empty());
   }
 }
@@ -186,6 +210,19 @@ TEST_F(ClientTest, ADeadlineEndsTheCall) {
   EXPECT_EQ(response.status().code(), absl::StatusCode::kDeadlineExceeded);
   server_->Shutdown();  // the handler has returned: what it wrote may be read
   EXPECT_LT(deadline - started, std::chrono::seconds(1));
+}
+
+TEST_F(ClientTest, ACallsOwnTimeoutGoesOverTheClients) {
+  std::chrono::system_clock::time_point deadline;
+  attention_.attend = [&](grpc::ServerContext& context, const v1::AttendRequest&,
+                          v1::AttendResponse&) {
+    deadline = context.deadline();
+    return grpc::Status::OK;
+  };
+  EXPECT_TRUE(Connect()->Attend({}, {.timeout_seconds = 3600}).ok());
+  EXPECT_GT(deadline - std::chrono::system_clock::now(), std::chrono::minutes(50));
+  EXPECT_TRUE(Connect()->Attend({}, {.timeout_seconds = 0}).ok());
+  EXPECT_GT(deadline - std::chrono::system_clock::now(), std::chrono::hours(24 * 300));
 }
 
 TEST_F(ClientTest, NoTimeoutIsNoDeadline) {

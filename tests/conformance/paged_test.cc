@@ -1,0 +1,218 @@
+// Every row of the table of implementations on keys and values that lie in a cache's pages, against
+// the double-precision reference on the keys that the pages hold.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+
+#include "core/attention_implementation.h"
+#include "tests/conformance/paged_problem.h"
+#include "tests/core/core_fixture.h"
+#include "tests/reference/attention_reference.h"
+#include "tests/reference/expect_close.h"
+
+namespace attn {
+namespace {
+
+using kernels::ElementType;
+using kernels::MaskType;
+using kernels::ScoreStage;
+using reference::PagedProblem;
+using reference::ProblemCase;
+
+constexpr ElementType kTypes[] = {ElementType::kFloat32, ElementType::kFloat16,
+                                  ElementType::kBFloat16};
+
+// Query heads share KV heads, no size is a multiple of anything, rows end within a page.
+ProblemCase Base() {
+  ProblemCase c;
+  c.batch = 2;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.q_len = 5;
+  c.kv_len = 141;
+  c.head_dim = 20;
+  c.value_dim = 13;
+  c.causal = true;
+  c.ragged = true;
+  return c;
+}
+
+void AddSizes(std::vector<ProblemCase>& cases) {
+  for (const std::int64_t kv_len : {0, 1, 2, 63, 64, 65, 127, 128, 129, 200}) {
+    for (const std::int64_t q_len : {0, 1, 7, 33}) {
+      ProblemCase c = Base();
+      c.kv_len = kv_len;
+      c.q_len = q_len;
+      c.causal = kv_len % 2 == 0;
+      cases.push_back(c);
+    }
+  }
+  for (const std::int64_t dim : {1, 2, 3, 7, 16, 17, 33, 64, 80, 129}) {
+    ProblemCase c = Base();
+    c.head_dim = dim;
+    cases.push_back(c);
+    c.head_dim = 24;
+    c.value_dim = dim;
+    c.kv_heads = dim % 2 == 0 ? 1 : 4;
+    cases.push_back(c);
+  }
+  for (const reference::Layout layout :
+       {reference::Layout::kHeadsFirst, reference::Layout::kPacked}) {
+    ProblemCase c = Base();
+    c.batch = 5;
+    c.layout = layout;
+    c.misaligned = true;
+    cases.push_back(c);
+    c.ragged = false;
+    cases.push_back(c);
+  }
+}
+
+void AddWindows(std::vector<ProblemCase>& cases) {
+  for (const std::int64_t window : {0, 1, 7, 63, 64, 65, 200}) {
+    for (const std::int64_t q_len : {1, 5, 70}) {
+      ProblemCase c = Base();
+      c.kv_len = 333;
+      c.q_len = q_len;
+      c.window_left = window;
+      cases.push_back(c);
+      c.ragged = false;
+      c.causal = false;
+      c.window_right = 3;
+      c.alibi = q_len == 5;
+      c.sinks = window == 7;
+      cases.push_back(c);
+      c.mask = MaskType::kFloat32;
+      cases.push_back(c);
+    }
+  }
+  // Queries before, among and behind the keys.
+  for (const std::int64_t at : {-9, -3, 0, 100, 139, 150, 400}) {
+    ProblemCase c = Base();
+    c.first_query_position = at;
+    cases.push_back(c);
+    c.window_left = 40;
+    cases.push_back(c);
+  }
+}
+
+void AddOptions(std::vector<ProblemCase>& cases) {
+  for (const MaskType mask :
+       {MaskType::kBool, MaskType::kFloat32, MaskType::kFloat16, MaskType::kBFloat16}) {
+    for (int rank = 1; rank <= 4; ++rank) {
+      ProblemCase c = Base();
+      c.mask = mask;
+      c.mask_rank = rank;
+      c.mask_extent = rank % 2 == 0 ? 100 : -1;
+      c.mask_broadcasts_keys = rank == 3;
+      cases.push_back(c);
+    }
+  }
+  for (const ElementType dtype : kTypes) {
+    for (const ElementType output : kTypes) {
+      ProblemCase c = Base();
+      c.dtype = dtype;
+      c.output_dtype = output;
+      cases.push_back(c);
+      c.sinks = true;
+      c.soft_cap = 2;
+      cases.push_back(c);
+      c.alibi = true;
+      c.window_left = 30;
+      c.logit_magnitude = 100;
+      cases.push_back(c);
+    }
+  }
+  for (const ScoreStage stage : {ScoreStage::kScaled, ScoreStage::kSoftCapped, ScoreStage::kMasked,
+                                 ScoreStage::kProbabilities}) {
+    ProblemCase c = Base();
+    c.stage = stage;
+    cases.push_back(c);
+    c.soft_cap = 1.5f;
+    c.window_left = 20;
+    c.sinks = true;
+    c.dtype = ElementType::kBFloat16;
+    cases.push_back(c);
+    c.mask = MaskType::kBool;
+    cases.push_back(c);
+  }
+}
+
+std::vector<ProblemCase> AllCases() {
+  std::vector<ProblemCase> cases;
+  AddSizes(cases);
+  AddWindows(cases);
+  AddOptions(cases);
+  // Each with and without what only some implementations return.
+  const std::size_t count = cases.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    cases.push_back(cases[i]);
+    cases.back().lse = true;
+    cases.back().seed = 2;
+  }
+  return cases;
+}
+
+class PagedTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    row_ = FindImplementation(BuiltInImplementations(), GetParam());
+    implementation_ = row_->create();
+  }
+
+  void Check(const ProblemCase& c, ElementType cache_dtype, bool let_go) {
+    const PagedProblem problem(c, cache_dtype, let_go);
+    const AttentionShape shape = ShapeOf(problem.args());
+    const absl::Status supported = row_->supports(shape);
+    if (!supported.ok()) {
+      ++refused_[std::string(supported.message())];
+      return;
+    }
+    ++executed_;
+    let_go_ += problem.tokens_let_go();
+    test_.Execute([&](ExecutionContext& context) {
+      const absl::Status status = implementation_->Attend(problem.args(), shape, context);
+      ASSERT_TRUE(status.ok()) << status;
+      const MemoryUsage usage = implementation_->WorkspaceBytes(shape, 2);
+      if (usage.exact) EXPECT_EQ(context.workspace.meter().peak(), usage.bytes);
+    });
+    EXPECT_TRUE(ExpectAttentionClose(problem.args(), AttentionReference(problem.rows())));
+    EXPECT_TRUE(problem.NothingElseWritten());
+  }
+
+  const ImplementationRow* row_ = nullptr;
+  std::unique_ptr<AttentionImplementation> implementation_;
+  TestDevice test_;
+  std::map<std::string, int> refused_;
+  int executed_ = 0;
+  std::int64_t let_go_ = 0;
+};
+
+TEST_P(PagedTest, AgreesWithTheReferenceOnWhatThePagesHold) {
+  for (const ProblemCase& c : AllCases()) {
+    for (const ElementType cache_dtype : kTypes) {
+      for (const bool let_go : {false, true}) {
+        SCOPED_TRACE(row_->name + "/" + reference::CaseName(c) + "_cache" +
+                     std::to_string(static_cast<int>(cache_dtype)) + (let_go ? "_let_go" : ""));
+        Check(c, cache_dtype, let_go);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+  EXPECT_GT(executed_, 300);
+  EXPECT_GT(let_go_, 10000);
+  for (const auto& [reason, count] : refused_) RecordProperty("refused: " + reason, count);
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, PagedTest, testing::ValuesIn([] {
+                           std::vector<std::string> names;
+                           for (const ImplementationRow& row : BuiltInImplementations()) {
+                             names.push_back(row.name);
+                           }
+                           return names;
+                         }()),
+                         [](const auto& test) { return test.param; });
+
+}  // namespace
+}  // namespace attn

@@ -80,6 +80,10 @@ absl::Status ProblemBuilder::ReadKeys() {
     return InvalidField(field, absl::StrCat(field, " is set, but a read-only call brings no keys"));
   }
   const CacheDims& dims = inputs_.cache->dims;
+  if (!dims.known()) {  // there is no row whose cache has some
+    return InvalidField("past_key_value.sessions.session_ids",
+                        "past_key_value.sessions names no session to read");
+  }
   key_ = value_ = query_;
   key_.heads = value_.heads = dims.num_kv_heads;
   key_.length = value_.length = 0;

@@ -46,12 +46,16 @@ absl::Status ProblemBuilder::CheckVisible() const {
     const std::int64_t first = sequence.pages.first_token;
     const std::int64_t seen = FirstVisibleKey(problem_.args_, sequence);
     if (sequence.q_len == 0 || seen >= std::min(first, sequence.kv_len)) continue;
+    // The cache as it is, not as this call would cut it.
+    const std::int64_t held = inputs_.cache->cache_first_tokens[i];
+    const std::int64_t length = inputs_.cache->cache_lengths[i];
     return MakeError(absl::StatusCode::kOutOfRange, "TOKENS_LET_GO",
                      absl::StrCat("row ", i, "'s queries would see tokens from ", seen,
-                                  " on, but the layer's window has let go of those before ", first),
+                                  " on, but the layer's window has let go of those before ", held,
+                                  "; the cache has length ", length),
                      {{"row", absl::StrCat(i)},
-                      {"first_position", absl::StrCat(first)},
-                      {"length", absl::StrCat(inputs_.cache->lengths[i])}});
+                      {"first_position", absl::StrCat(held)},
+                      {"length", absl::StrCat(length)}});
   }
   return absl::OkStatus();
 }

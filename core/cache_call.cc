@@ -158,7 +158,7 @@ absl::Status CacheCall::Reserve(absl::Span<const Growth> growth, const CacheDims
     ATTN_RETURN_IF_ERROR(ReserveRow(planned_[i]));
   }
   if (rows_.mode != CacheMode::kAppend) return absl::OkStatus();
-  for (Row& row : planned_) PrepareLayer(row);
+  for (Row& row : planned_) ATTN_RETURN_IF_ERROR(PrepareLayer(row));
   return absl::OkStatus();
 }
 
@@ -197,14 +197,18 @@ absl::Status CacheCall::ReserveRow(Row& row) {
 }
 
 // Has room for what Commit adds, so that it can't fail.
-void CacheCall::PrepareLayer(Row& row) {
+absl::Status CacheCall::PrepareLayer(Row& row) {
   Session& session = *row.session;
   std::lock_guard lock(session.mutex_);
+  if (session.layers_.count(key_) == 0) {
+    ATTN_RETURN_IF_ERROR(session.ChargeTable(Session::TableBytes({})));
+  }
   LayerCache& layer = session.layers_[key_];
   row.layer = &layer;
   const std::size_t blocks = row.table.size();
   if (layer.blocks.capacity() < blocks)
     layer.blocks.reserve(std::max(blocks, 2 * layer.blocks.size()));
+  return absl::OkStatus();
 }
 
 kernels::PageTable CacheCall::Pages(std::size_t row) const {

@@ -80,7 +80,7 @@ class CacheCall {
                                      const CacheRequest& request) const;
   absl::Status CheckDims(const Session& session, const LayerCache* layer);
   absl::Status ReserveRow(Row& row);
-  void PrepareLayer(Row& row);
+  absl::Status PrepareLayer(Row& row);
   void CommitRow(Row& row);
 
   const CacheKey key_;

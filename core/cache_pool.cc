@@ -11,6 +11,10 @@ namespace {
 // Until sessions of others may have ended: a guess, for callers without a better one.
 constexpr double kRetrySeconds = 1.0;
 
+// Page tables may be as large as this share of the blocks' budget, and at least so many bytes.
+constexpr std::uint64_t kTableShare = 8;
+constexpr std::uint64_t kMinTableBytes = std::uint64_t{16} << 20;
+
 }  // namespace
 
 CacheReserve::~CacheReserve() { pool_->Return(free_); }
@@ -26,7 +30,7 @@ absl::StatusOr<BlockRef> CachePool::Allocate(std::uint64_t bytes,
     if (reserved) {
       reserve->free_ -= bytes;
     } else {
-      if (bytes > limit_ || used_ > limit_ - bytes) return Refusal(bytes);
+      if (bytes > limit_ || used_ > limit_ - bytes) return Refusal(bytes, used_, limit_);
       used_ += bytes;
     }
     ++blocks_;
@@ -52,20 +56,39 @@ absl::StatusOr<BlockRef> CachePool::Allocate(std::uint64_t bytes,
 
 absl::StatusOr<std::shared_ptr<CacheReserve>> CachePool::Reserve(std::uint64_t bytes) {
   std::lock_guard lock(mutex_);
-  if (bytes > limit_ || used_ > limit_ - bytes) return Refusal(bytes);
+  if (bytes > limit_ || used_ > limit_ - bytes) return Refusal(bytes, used_, limit_);
   auto reserve = std::shared_ptr<CacheReserve>(new CacheReserve(shared_from_this(), bytes));
   used_ += bytes;
   return reserve;
 }
 
-absl::Status CachePool::Refusal(std::uint64_t bytes) const {
+absl::Status CachePool::Refusal(std::uint64_t bytes, std::uint64_t used,
+                                std::uint64_t limit) const {
   absl::Status status =
       MakeError(absl::StatusCode::kResourceExhausted, "CACHE_BUDGET",
-                absl::StrCat("the cache needs ", bytes, " bytes more, but ", used_, " of the ",
-                             limit_, " that caches may hold are in use"),
-                {{"bytes", absl::StrCat(bytes)}, {"limit", absl::StrCat(limit_)}});
-  if (bytes <= limit_) SetRetryDelay(status, kRetrySeconds);
+                absl::StrCat("the cache needs ", bytes, " bytes more, but ", used, " of the ",
+                             limit, " that caches may hold are in use"),
+                {{"bytes", absl::StrCat(bytes)}, {"limit", absl::StrCat(limit)}});
+  if (bytes <= limit) SetRetryDelay(status, kRetrySeconds);
   return status;
+}
+
+absl::Status CachePool::ChargeTables(std::uint64_t bytes) {
+  const std::uint64_t limit = std::max(limit_ / kTableShare, kMinTableBytes);
+  std::lock_guard lock(mutex_);
+  if (bytes > limit || tables_ > limit - bytes) return Refusal(bytes, tables_, limit);
+  tables_ += bytes;
+  return absl::OkStatus();
+}
+
+void CachePool::ReturnTables(std::uint64_t bytes) {
+  std::lock_guard lock(mutex_);
+  tables_ -= bytes;
+}
+
+std::uint64_t CachePool::tables() const {
+  std::lock_guard lock(mutex_);
+  return tables_;
 }
 
 void CachePool::Free(const CacheBlock& block) {

@@ -102,14 +102,20 @@ class CachePool : public std::enable_shared_from_this<CachePool> {
   // Sets `bytes` of the budget aside. RESOURCE_EXHAUSTED as above.
   absl::StatusOr<std::shared_ptr<CacheReserve>> Reserve(std::uint64_t bytes);
 
+  // Counts the memory of page tables, which forks can have many of around few blocks.
+  // RESOURCE_EXHAUSTED (reason CACHE_BUDGET) beyond a share of the budget.
+  absl::Status ChargeTables(std::uint64_t bytes);
+  void ReturnTables(std::uint64_t bytes);
+
   std::uint64_t limit() const { return limit_; }
   std::uint64_t used() const;    // blocks, and what is set aside
+  std::uint64_t tables() const;  // beside them
   std::uint64_t blocks() const;  // that are alive
 
  private:
   friend class CacheBlock;
   friend class CacheReserve;
-  absl::Status Refusal(std::uint64_t bytes) const;
+  absl::Status Refusal(std::uint64_t bytes, std::uint64_t used, std::uint64_t limit) const;
   void Free(const CacheBlock& block);
   void Return(std::uint64_t bytes);
 
@@ -118,6 +124,7 @@ class CachePool : public std::enable_shared_from_this<CachePool> {
   mutable std::mutex mutex_;
   std::uint64_t used_ = 0;
   std::uint64_t blocks_ = 0;
+  std::uint64_t tables_ = 0;
 };
 
 }  // namespace attn

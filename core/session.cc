@@ -87,6 +87,19 @@ absl::StatusOr<std::shared_ptr<Session>> Session::Create(std::string id,
   return session;
 }
 
+Session::~Session() { cache_->ReturnTables(table_bytes_); }
+
+std::uint64_t Session::TableBytes(const LayerCache& layer) {
+  constexpr std::uint64_t kNodeBytes = 256;  // of the map of layers, its key included
+  return kNodeBytes + layer.blocks.size() * sizeof(BlockRef);
+}
+
+absl::Status Session::ChargeTable(std::uint64_t bytes) {
+  ATTN_RETURN_IF_ERROR(cache_->ChargeTables(bytes));
+  table_bytes_ += bytes;
+  return absl::OkStatus();
+}
+
 std::int64_t Session::WindowOf(const CacheKey& key) const {
   if (pool_->model() == nullptr) return -1;
   const auto layer = pool_->model()->Find({pool_->name(), key.stack, key.layer, key.kind});
@@ -124,6 +137,7 @@ absl::StatusOr<std::shared_ptr<Session>> Session::Fork(std::string id,
     copy.length = copy.call_start = copy.call_query = tokens;
     copy.first_token = first;
     copy.last_step = layer.last_step;
+    ATTN_RETURN_IF_ERROR(fork->ChargeTable(TableBytes(copy)));
     fork->layers_.emplace(key, std::move(copy));
   }
   return fork;
@@ -201,6 +215,7 @@ bool Session::Expired(SessionClock::time_point now) const {
 }
 
 Session::Contents Session::TakeContents() {
+  cache_->ReturnTables(std::exchange(table_bytes_, 0));
   return {std::exchange(layers_, {}), std::exchange(reserve_, nullptr)};
 }
 

@@ -70,14 +70,18 @@ class Session {
                                                          const SessionOptions& options,
                                                          SessionClock::time_point now);
 
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
   const std::string& id() const { return id_; }
   const std::shared_ptr<ManagerPool>& pool() const { return pool_; }
   const std::string& model() const { return pool_->name(); }  // empty: none
   double time_to_live_seconds() const { return time_to_live_seconds_; }
 
-  // Copies with the first `length` tokens (unset: all) of every self-attention layer, all tokens of
-  // a layer that holds fewer, and cross-attention caches whole. OUT_OF_RANGE where a fork's next
-  // query would see tokens that a window let go.
+  // A copy with the first `length` tokens (unset: all) of every self-attention layer, all tokens of
+  // a layer that holds fewer, and cross-attention caches whole. OUT_OF_RANGE where the fork's next
+  // query would see tokens that a window let go; RESOURCE_EXHAUSTED for its page tables.
   absl::StatusOr<std::shared_ptr<Session>> Fork(std::string id, std::optional<std::int64_t> length,
                                                 SessionClock::time_point now) const;
 
@@ -117,6 +121,9 @@ class Session {
     std::map<CacheKey, LayerCache> layers;
     std::shared_ptr<CacheReserve> reserve;
   };
+  // Memory of a layer beside its blocks, and of a fork's table of them.
+  static std::uint64_t TableBytes(const LayerCache& layer);
+  absl::Status ChargeTable(std::uint64_t bytes);
   // Under the lock.
   Contents TakeContents();
   double IdleSeconds(SessionClock::time_point now) const;
@@ -132,6 +139,7 @@ class Session {
 
   mutable std::mutex mutex_;
   std::shared_ptr<CacheReserve> reserve_;  // null: none
+  std::uint64_t table_bytes_ = 0;          // charged to the pool
   DType dtype_;                            // of the cache; unspecified until the first append
   std::map<CacheKey, LayerCache> layers_;
   SessionClock::time_point last_used_;

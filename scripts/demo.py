@@ -11,10 +11,13 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+
+import demo_decoder
 
 import attnd
 from attnd.testing import ServerError, ServerProcess
@@ -55,9 +58,17 @@ class CheckFailed(Exception):
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     directory = model_directory()
-    say("loads the encoder and starts the server")
+    say("loads the encoder, makes a decoder, and starts the server")
+    with tempfile.TemporaryDirectory(prefix="attnd-demo-") as folder:
+        decoder = demo_decoder.save_model(folder)
+        models = {MODEL: directory, demo_decoder.MODEL: Path(folder)}
+        serve(models, directory, decoder)
+    suggest(directory)
+
+
+def serve(models, directory, decoder):
     with (
-        ServerProcess(BINARY, models={MODEL: directory}) as server,
+        ServerProcess(BINARY, models=models) as server,
         attnd.Client(server.address, timeout=60.0) as client,
     ):
         describe(client, directory)
@@ -66,7 +77,8 @@ def main():
         compare(encoder, remote)
         time_implementations(client, encoder)
         switch_in_mid_traffic(client, encoder, remote)
-    suggest(directory)
+        heading("A language model, its KV cache on the server")
+        demo_decoder.show(client, server, decoder)
 
 
 def model_directory():
@@ -325,7 +337,7 @@ def switch_in_mid_traffic(client, encoder, remote):
 
 def describe(client, directory):
     cpu = client.get_hardware().cpu
-    (model,) = client.list_models()
+    model = next(model for model in client.list_models() if model.spec.name == MODEL)
     layers = sum(max(run.repeat, 1) for run in model.spec.stacks[0].self_attention)
     run = model.spec.stacks[0].self_attention[0]
     print(f"  on      {cpu.model}, {cpu.cores} cores, {cpu.active}")
@@ -375,6 +387,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)
         sys.exit(130)
-    except (CheckFailed, ServerError, attnd.AttndError) as failure:
+    except (CheckFailed, demo_decoder.WrongTokens, ServerError, attnd.AttndError) as failure:
         print(f"demo: FAILED: {failure}", file=sys.stderr)
         sys.exit(1)

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/cache_append.h"
 #include "core/cache_call.h"
+#include "core/checked_math.h"
 #include "core/error.h"
 #include "core/projected_attention.h"
 #include "core/selector.h"
@@ -128,7 +129,10 @@ absl::StatusOr<AttentionAnswer> Execute(Pending& pending) {
 
 // Admission: the answer must fit into a message and into the budget, the queue must have room.
 void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
-  const std::uint64_t bytes = pending->outputs.bytes();
+  // A varint of each row's cache length goes beside the tensors.
+  constexpr std::uint64_t kLengthBytes = 10;
+  const std::uint64_t rows = pending->cache == nullptr ? 0 : pending->cache->rows().lengths.size();
+  const std::uint64_t bytes = SaturatingAdd(pending->outputs.bytes(), rows * kLengthBytes);
   const std::uint64_t limit = state.limits().max_message_bytes;
   if (bytes > limit - std::min(limit, kEnvelopeBytes)) {
     return Complete(
@@ -142,6 +146,12 @@ void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
       state.budget().Reserve(bytes + pending->problem_bytes);
   if (!reservation.ok()) return Complete(*pending, reservation.status());
   pending->context->Hold(*std::move(reservation));
+  if (pending->context->answer_budget != nullptr) {
+    absl::StatusOr<MemoryBudget::Reservation> share =
+        pending->context->answer_budget->Reserve(bytes);
+    if (!share.ok()) return Complete(*pending, share.status());
+    pending->context->Hold(*std::move(share));
+  }
   pending->manager = &pending->pool->PickManager();
   pending->pool->requests.fetch_add(1, std::memory_order_relaxed);
   pending->manager->queued.fetch_add(1, std::memory_order_relaxed);

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -38,6 +39,9 @@ class CallContext {
 
   const Clock::time_point arrival;
   const Clock::time_point deadline;
+  // What carries the call bounds the bytes of its answers by this, beside the server's own budget;
+  // null: it does not. Set before the call is dispatched.
+  std::shared_ptr<MemoryBudget> answer_budget;
   CallFacts facts;
 
   // The caller is gone, or does not want the answer any more. From any thread, any number of times.

@@ -166,7 +166,7 @@ absl::Status CompleteConfig(ServerConfig& config) {
         std::max(7.0 * 24 * 3600, config.session_time_to_live_seconds()));
   }
   if (config.max_stream_requests() == 0) config.set_max_stream_requests(256);
-  if (config.max_stream_bytes() == 0) config.set_max_stream_bytes(std::uint64_t{256} << 20);
+  if (config.max_stream_bytes() == 0) config.set_max_stream_bytes(config.max_inflight_bytes() / 4);
   if (config.max_tokens() == 0) config.set_max_tokens(std::uint64_t{1} << 22);
   if (config.threads() == 0) config.set_threads(static_cast<std::uint32_t>(DescribeCpu().cores));
   if (config.executor_spin_microseconds() == 0) config.set_executor_spin_microseconds(20);

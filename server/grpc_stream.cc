@@ -17,8 +17,9 @@ class StreamReactor final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffe
  public:
   StreamReactor(ServerState& state, Dispatcher& dispatcher, grpc::CallbackServerContext& context)
       : max_unsent_(2 * state.limits().max_stream_requests),
+        deadline_(DeadlineOf(context)),
         stream_(std::make_shared<RequestStream>(
-            state, dispatcher, DeadlineOf(context),
+            state, dispatcher, deadline_,
             [this](StreamAnswer answer) { Send(std::move(answer)); })) {
     StartRead(&message_);
   }
@@ -68,10 +69,13 @@ class StreamReactor final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffe
 
   // The caller is gone, or the stream's deadline has passed. Reading ends by itself.
   void OnCancel() override {
-    stream_->Cancel();
     std::unique_lock lock(mutex_);
     broken_ = true;
+    status_ = grpc::Status(grpc::StatusCode::CANCELLED, "the stream was cancelled");
     if (std::exchange(paused_, false)) ended_ = true;  // nothing reads any more
+    lock.unlock();
+    stream_->Cancel();
+    lock.lock();
     FinishIfIdle(lock);
   }
 
@@ -96,11 +100,17 @@ class StreamReactor final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffe
   void FinishIfIdle(std::unique_lock<std::mutex>& lock) {
     if (!ended_ || finished_ || !unsent_.empty() || unanswered_ > 0) return;
     finished_ = true;
+    // The last requests' deadlines are the stream's, and may be noticed before it.
+    const grpc::Status status =
+        Clock::now() < deadline_
+            ? status_
+            : grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the deadline has passed");
     lock.unlock();
-    Finish(grpc::Status::OK);
+    Finish(status);
   }
 
   const std::size_t max_unsent_;
+  const Clock::time_point deadline_;
   ByteBuffer message_;
   ByteBuffer buffer_;  // that is being written
 
@@ -111,6 +121,7 @@ class StreamReactor final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffe
   bool ended_ = false;          // nothing more is read
   bool broken_ = false;         // nothing more can be written
   bool finished_ = false;
+  grpc::Status status_;
   const std::shared_ptr<RequestStream> stream_;
 };
 

@@ -31,9 +31,9 @@ absl::StatusOr<MemoryBudget::Reservation> MemoryBudget::Reserve(std::uint64_t by
     }
   }
   absl::Status status =
-      MakeError(absl::StatusCode::kResourceExhausted, "MEMORY_BUDGET",
-                absl::StrCat("the call needs ", bytes, " bytes, and the server's ", limit_,
-                             " bytes for calls in flight do not have them free"));
+      MakeError(absl::StatusCode::kResourceExhausted, reason_,
+                absl::StrCat("the call needs ", bytes, " bytes, which the limit of ", limit_,
+                             " bytes in flight does not have free"));
   if (bytes <= limit_) SetRetryDelay(status, kRetryDelaySeconds);
   return status;
 }

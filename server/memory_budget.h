@@ -1,4 +1,4 @@
-// A bound on the bytes of all requests and answers that are in flight together.
+// A bound on bytes in flight: of all requests and answers together, of one stream's answers.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,11 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
     std::uint64_t bytes_ = 0;
   };
 
-  explicit MemoryBudget(std::uint64_t limit) : limit_(limit) {}
+  // `reason` is that of a refusal.
+  explicit MemoryBudget(std::uint64_t limit, const char* reason = "MEMORY_BUDGET")
+      : limit_(limit), reason_(reason) {}
 
-  // RESOURCE_EXHAUSTED (reason MEMORY_BUDGET), with a delay to retry after unless `bytes` alone is
+  // RESOURCE_EXHAUSTED, with a delay to retry after unless `bytes` alone is
   // beyond the budget.
   absl::StatusOr<Reservation> Reserve(std::uint64_t bytes);
 
@@ -40,6 +42,7 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
 
  private:
   const std::uint64_t limit_;
+  const char* const reason_;
   mutable std::mutex mutex_;
   std::uint64_t used_ = 0;
 };

@@ -104,6 +104,7 @@ bool RequestStream::OnMessage(const RequestBytes& bytes) {
   std::shared_ptr<CallContext> context;
   if (admitted.ok()) {
     context = std::make_shared<CallContext>(DeadlineOf(envelope.timeout_seconds, deadline_));
+    context->answer_budget = answers_;
     admitted = GuardMemory([&] { return Admit(envelope, context, held); });
   }
   if (!admitted.ok()) {

@@ -27,7 +27,11 @@ class RequestStream : public std::enable_shared_from_this<RequestStream> {
   // own deadline bounds those of its requests.
   RequestStream(ServerState& state, Dispatcher& dispatcher, Clock::time_point deadline,
                 std::function<void(StreamAnswer)> write)
-      : state_(state), dispatcher_(dispatcher), deadline_(deadline), write_(std::move(write)) {}
+      : state_(state),
+        dispatcher_(dispatcher),
+        deadline_(deadline),
+        write_(std::move(write)),
+        answers_(std::make_shared<MemoryBudget>(state.limits().max_stream_bytes, "STREAM_LIMIT")) {}
 
   // One message; they are taken one after the other, in order. Its bytes are not needed afterwards.
   // Whether it has an answer, which `write` may have got already.
@@ -54,6 +58,8 @@ class RequestStream : public std::enable_shared_from_this<RequestStream> {
   Dispatcher& dispatcher_;
   const Clock::time_point deadline_;
   const std::function<void(StreamAnswer)> write_;
+
+  const std::shared_ptr<MemoryBudget> answers_;  // that have not been sent
 
   mutable std::mutex mutex_;
   std::unordered_map<std::uint64_t, Pending> pending_;

@@ -57,7 +57,7 @@ void ServerState::ExpireSessions() {
 ServerState::~ServerState() {
   // Threads first: what they run uses everything else, and finishes before they are gone. The
   // sessions' blocks go before their device.
-  timer_.reset();
+  timer_->Stop();
   background_.reset();
   lanes_.reset();
   sessions_.reset();

@@ -121,13 +121,10 @@ StreamEnvelope ReadStreamEnvelope(const RequestBytes& bytes) {
   CodedInputStream input(stream.get());
   int requests = 0;
   bool whole = true;
-  while (whole) {
+  while (whole && static_cast<std::uint64_t>(input.CurrentPosition()) < bytes.size) {
     const std::uint32_t tag = input.ReadTagNoLastTag();
-    if (tag == 0) break;
-    whole = ReadField(tag, bytes, input, envelope, requests);
+    whole = tag != 0 && ReadField(tag, bytes, input, envelope, requests);
   }
-  // A tag of 0 is also what ends a message that has no more bytes.
-  whole = whole && static_cast<std::uint64_t>(input.CurrentPosition()) == bytes.size;
   if (!whole || requests > 1) {
     envelope.status = MakeError(absl::StatusCode::kInvalidArgument, "MALFORMED_MESSAGE",
                                 whole ? "a stream's message has more than one request"

@@ -2,13 +2,13 @@
 
 namespace attn::server {
 
-Timer::~Timer() {
+void Timer::Stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   changed_.notify_one();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 Timer::Id Timer::At(Clock::time_point time, std::function<void()> run) {

@@ -19,10 +19,12 @@ class Timer {
   using Id = std::pair<Clock::time_point, std::uint64_t>;
 
   Timer() : thread_([this] { Loop(); }) {}
-  // What has not come due is dropped.
-  ~Timer();
+  ~Timer() { Stop(); }
   Timer(const Timer&) = delete;
   Timer& operator=(const Timer&) = delete;
+
+  // Returns when nothing runs any more; what has not come due, or is set afterwards, never does.
+  void Stop();
 
   // `run` is short, and may use the timer.
   Id At(Clock::time_point time, std::function<void()> run);

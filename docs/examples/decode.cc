@@ -42,6 +42,6 @@ int main(int argc, char** argv) {
   Append(forks[0], layers, hidden_size, 3);
   Append(forks[1], layers, hidden_size, 5);
   for (const Session* each : {&session, &forks[0], &forks[1]}) {
-    std::printf("%lld\n", static_cast<long long>(each->length({.index = 0})));
+    std::printf("%lld tokens\n", static_cast<long long>(each->length({.index = 0})));
   }
 }

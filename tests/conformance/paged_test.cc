@@ -39,8 +39,8 @@ ProblemCase Base() {
 }
 
 void AddSizes(std::vector<ProblemCase>& cases) {
-  for (const std::int64_t kv_len : {0, 1, 2, 63, 64, 65, 127, 128, 129, 200}) {
-    for (const std::int64_t q_len : {0, 1, 7, 33}) {
+  for (const std::int64_t kv_len : {0, 1, 63, 64, 65, 128, 200}) {
+    for (const std::int64_t q_len : {0, 1, 7}) {
       ProblemCase c = Base();
       c.kv_len = kv_len;
       c.q_len = q_len;
@@ -71,9 +71,9 @@ void AddSizes(std::vector<ProblemCase>& cases) {
 
 void AddWindows(std::vector<ProblemCase>& cases) {
   for (const std::int64_t window : {0, 1, 7, 63, 64, 65, 200}) {
-    for (const std::int64_t q_len : {1, 5, 70}) {
+    for (const std::int64_t q_len : {1, 5, 21}) {
       ProblemCase c = Base();
-      c.kv_len = 333;
+      c.kv_len = 233;
       c.q_len = q_len;
       c.window_left = window;
       cases.push_back(c);
@@ -175,9 +175,12 @@ class PagedTest : public testing::TestWithParam<std::string> {
       const absl::Status status = implementation_->Attend(problem.args(), shape, context);
       ASSERT_TRUE(status.ok()) << status;
       const MemoryUsage usage = implementation_->WorkspaceBytes(shape, 2);
-      if (usage.exact) EXPECT_EQ(context.workspace.meter().peak(), usage.bytes);
+      if (usage.exact) {
+        EXPECT_EQ(context.workspace.meter().peak(), usage.bytes);
+      }
     });
-    EXPECT_TRUE(ExpectAttentionClose(problem.args(), AttentionReference(problem.rows())));
+    EXPECT_TRUE(reference::ExpectAttentionClose(problem.args(),
+                                                reference::AttentionReference(problem.rows())));
     EXPECT_TRUE(problem.NothingElseWritten());
   }
 
@@ -192,15 +195,15 @@ class PagedTest : public testing::TestWithParam<std::string> {
 TEST_P(PagedTest, AgreesWithTheReferenceOnWhatThePagesHold) {
   for (const ProblemCase& c : AllCases()) {
     for (const ElementType cache_dtype : kTypes) {
-      for (const bool let_go : {false, true}) {
-        SCOPED_TRACE(row_->name + "/" + reference::CaseName(c) + "_cache" +
-                     std::to_string(static_cast<int>(cache_dtype)) + (let_go ? "_let_go" : ""));
-        Check(c, cache_dtype, let_go);
-        if (HasFatalFailure()) return;
-      }
+      // Each case has a twin (AllCases): one of the two lets tokens go.
+      const bool let_go = (c.seed == 1) != (cache_dtype == c.dtype);
+      SCOPED_TRACE(row_->name + "/" + reference::CaseName(c) + "_cache" +
+                   std::to_string(static_cast<int>(cache_dtype)) + (let_go ? "_let_go" : ""));
+      Check(c, cache_dtype, let_go);
+      if (HasFatalFailure()) return;
     }
   }
-  EXPECT_GT(executed_, 300);
+  EXPECT_GT(executed_, 200);
   EXPECT_GT(let_go_, 10000);
   for (const auto& [reason, count] : refused_) RecordProperty("refused: " + reason, count);
 }

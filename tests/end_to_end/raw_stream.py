@@ -39,6 +39,11 @@ class RawStream:
     def cancel_request(self, request_id, own_id=0):
         self.send(own_id, cancel=request_id)
 
+    @property
+    def unsent(self):
+        """Messages that wait here, because the server takes no more."""
+        return self._outgoing.qsize()
+
     def half_close(self):
         if not self._ended:
             self._ended = True

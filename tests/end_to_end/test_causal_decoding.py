@@ -160,6 +160,29 @@ def test_a_fork_of_an_earlier_length(decoders, expected, family):
     assert decoder.greedy([fork], [tokens[7:8]], COUNT - 8) == [tokens[8:]]
 
 
+@FAMILIES
+def test_modes_of_forward(decoders, family):
+    """Queries of READ_ONLY stand at the cache's end; what DISCARD is answered APPEND is, too."""
+    decoder = decoders(family)
+    generator = torch.Generator().manual_seed(8)
+    hidden_states = torch.randn(1, 50, decoder.model.config.hidden_size, generator=generator)
+    with decoder.open() as session:
+        for layer in range(causal_models.LAYERS):
+            common = {"model": decoder.name, "layer": layer, "sessions": [session]}
+            prompt = decoder.client.forward(hidden_states[:, :44], **common)
+            asked = decoder.client.forward(
+                hidden_states[:, 41:44], cache_mode="read_only", **common
+            )
+            assert torch.allclose(asked.output, prompt.output[:, 41:], atol=1e-5)
+            dropped, kept = (
+                decoder.client.forward(hidden_states[:, 44:], cache_mode=mode, **common)
+                for mode in ("discard", "append")
+            )
+            assert dropped.cache_length == (44,)
+            assert kept.cache_length == (50,)
+            assert torch.allclose(dropped.output, kept.output, atol=1e-6)
+
+
 def test_implementations_change_in_the_middle(decoders, expected):
     decoder = decoders("llama")
     session = decoder.open()

@@ -1,7 +1,9 @@
 """Sessions through the rpcs and modes that have to do with them."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 
@@ -318,6 +320,24 @@ def test_layers_have_lengths_and_steps_of_their_own(caller, spec_model):
             assert_holds(caller, session, history, model=spec_model, layer=layer)
 
 
+def test_a_window_keeps_what_a_retry_of_the_last_call_sees(caller, spec_model):
+    """However many tokens that call brought, and however few may be cut otherwise."""
+    arguments = {"model": spec_model, "layer": 2, "is_causal": True}
+    hidden = {"is_causal": True, "window_left": 8}
+    with caller.client.open_session(spec_model, rollback_tokens=1) as session:
+        history = {}
+        caller.append(session, history, 200, step=1, **arguments)
+        caller.append(session, history, 150, step=2, **arguments)
+        for _ in range(3):
+            cut(history, 200)
+            query, result = caller.append(session, history, 150, step=2, **arguments)
+            assert_attends(query, result, history, **hidden)
+        query, result = caller.append(session, history, 1, step=3, **arguments)
+        assert_attends(query, result, history, **hidden)
+        (cache,) = session.get().layers
+        assert (cache.length, cache.first_position) == (351, 320)  # 342 is the first one seen
+
+
 # Forks.
 
 
@@ -438,6 +458,63 @@ def test_a_window_lets_go_of_what_nobody_can_see(caller, spec_model):
 
 
 # Rpcs.
+
+
+def test_what_a_session_is_opened_with(client, start_server, connect):
+    from attnd._proto.attention.v1 import attention_pb2
+
+    def open_at(address, **fields):
+        with grpc.insecure_channel(address) as channel:
+            data = channel.unary_unary("/attention.v1.AttentionService/OpenSession")(
+                attention_pb2.OpenSessionRequest(**fields).SerializeToString(), timeout=30.0
+            )
+        return attention_pb2.OpenSessionResponse.FromString(data)
+
+    first, second = open_at(client.address), open_at(client.address, time_to_live_seconds=7.5)
+    assert first.time_to_live_seconds == 3600.0
+    assert second.time_to_live_seconds == 7.5
+    assert first.server_epoch == second.server_epoch == client.server_info().server_epoch
+    # Nothing of one tells anything of the other, and there is nothing to guess.
+    assert len(set(first.session_id)) > 4
+    assert len(first.session_id) == len(second.session_id) >= 22
+    same = sum(a == b for a, b in zip(first.session_id, second.session_id, strict=True))
+    assert same < len(first.session_id) // 2
+    # Another server's sessions are of another epoch.
+    other = open_at(start_server().address)
+    assert other.server_epoch != first.server_epoch
+    for session_id in (first.session_id, second.session_id):
+        client.close_session(session_id)
+
+
+def test_present_is_not_returned_with_sessions(caller):
+    with caller.client.open_session() as session:
+        _, result = caller.append(session, {}, 3, use_cache=True)
+        assert result.present_key is None
+        assert result.present_value is None
+
+
+def test_callers_on_one_session_wait_for_each_other(caller):
+    """Appends of eight threads and forks between them: every length comes once."""
+    client = caller.client
+    with client.open_session() as session, ThreadPoolExecutor(8) as callers:
+        value = np.ones((1, KV_HEADS, 1, DIM), np.float32)
+        query = np.ones((1, HEADS, 1, DIM), np.float32)
+
+        def append(_):
+            return client.attend(query, value, value, sessions=[session]).cache_length[0]
+
+        def fork(_):
+            (session_id,) = client.fork_session(session)
+            (cache,) = client.get_session(session_id).layers
+            client.close_session(session_id)
+            return cache.length
+
+        append(0)
+        forks = [callers.submit(fork, index) for index in range(20)]
+        lengths = list(callers.map(append, range(160)))
+        assert sorted(lengths) == list(range(2, 162))
+        assert all(1 <= each.result() <= 161 for each in forks)
+        assert client.get_session(session).layers[0].length == 161
 
 
 def test_reserved_tokens_are_there_or_refused_at_once(start_server, connect):

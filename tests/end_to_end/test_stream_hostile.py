@@ -205,7 +205,7 @@ def test_thousands_of_messages_without_taking_an_answer(own_server, data):
     process, client, channel = own_server
     assert_serves(client)
     before = resident_bytes(process)
-    count = 20_000
+    count = 10_000
     stream = RawStream(channel)
     for _ in range(count):
         stream.send_bytes(data)
@@ -217,6 +217,32 @@ def test_thousands_of_messages_without_taking_an_answer(own_server, data):
     assert len(responses) == (0 if data[:1] == varint(CANCEL << 3) else count)
     assert resident_bytes(process) - before < 64 * MIB
     assert_serves(client)
+
+
+def test_a_caller_that_takes_no_answers_is_read_no_further(own_server):
+    process, client, channel = own_server
+    assert_serves(client)
+    before = resident_bytes(process)
+    count = 4000
+    with RawStream(channel) as stream:
+        # Answers of 64 KiB fill the way back, 32 KiB of what is skipped the way there.
+        request = attend(
+            query=tensor(1, 1, 1024, 1), key=tensor(1, 1, 1, 1), value=tensor(1, 1, 1, 16)
+        )
+        surplus = delimited(ATTEND, request.SerializeToString() + delimited(1000, bytes(32 * KIB)))
+        for request_id in range(count):
+            stream.send_bytes(varint(ID << 3) + varint(request_id) + surplus)
+        left = unchanged = 0
+        while unchanged < 50:
+            assert_serves(client)
+            unchanged = unchanged + 1 if stream.unsent == left else 0
+            left = stream.unsent
+        assert left > count // 4
+        assert resident_bytes(process) - before < 128 * MIB
+        # Its answers are still there, and with them the server reads on.
+        responses, code = stream.rest()
+    assert code is Code.OK
+    assert len(responses) == count
 
 
 # 5 KB that are answered by 1 MiB.

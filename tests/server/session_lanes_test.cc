@@ -12,7 +12,7 @@
 namespace attn::server {
 namespace {
 
-class SessionLanesTest : public testing::Test {
+class SessionLanesTest : public ::testing::Test {
  protected:
   using Sessions = std::vector<std::shared_ptr<Session>>;
   // What became of a call.

@@ -1,8 +1,9 @@
 """Calls over one long-lived stream: many in flight, each with an outcome of its own.
 
     with client.stream() as stream:
-        calls = [stream.forward(x, model="m", layer=0, sessions=[s]) for x, s in work]
-        for call in concurrent.futures.as_completed(calls):
+        for x, session in work:
+            stream.forward(x, model="m", layer=0, sessions=[session])
+        for call in stream.answers():
             call.id, call.result()
 
 A call is a `concurrent.futures.Future`, so that what the standard library has for these works here.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast
@@ -50,6 +51,18 @@ class StreamCall(Future[ResultT], Generic[ResultT]):
         The call is still answered: it raises Cancelled, or has its result where that was faster.
         """
         return self._stream._cancel(self.id)
+
+    def result(self, timeout: float | None = None) -> ResultT:
+        try:
+            return super().result(timeout)
+        finally:
+            self._stream._forget(self)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        try:
+            return super().exception(timeout)
+        finally:
+            self._stream._forget(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +99,9 @@ class Stream:
         self._changed = threading.Condition()
         self._unanswered: dict[int, _Unanswered] = {}
         self._unanswered_bytes = 0
-        self._settling = 0  # answered, but their listeners do not have them yet
+        self._answered: dict[int, StreamCall[Any]] = {}  # in order; not asked for yet
         self._last_id = 0
         self._failure: errors.AttndError | None = None
-        self._listeners: list[queue.SimpleQueue[StreamCall[Any] | None]] = []
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         method = channel.stream_stream("/attention.v1.AttentionService/Stream")
         self._rpc = method(iter(self._outgoing.get, None))
@@ -174,14 +186,17 @@ class Stream:
     def answers(self) -> Iterator[StreamCall[Any]]:
         """Calls in the order in which they are answered, until nothing is unanswered.
 
-        Those that are unanswered now, and those that are sent until the iteration ends.
+        Those whose result, or exception, was asked for already are left out: an answer is kept for
+        this until then. Calls may be sent while it runs.
         """
-        answered: queue.SimpleQueue[StreamCall[Any] | None] = queue.SimpleQueue()
-        with self._changed:
-            self._listeners.append(answered)
-            if self._is_idle():
-                answered.put(None)
-        return self._iterate(answered)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._answered or not self._unanswered)
+                if not self._answered:
+                    return
+                call = self._answered.pop(next(iter(self._answered)))
+            wait([call])
+            yield call
 
     def close(self, *, wait: bool = True) -> None:
         """Ends the stream: once what is unanswered is answered, or, without `wait`, at once."""
@@ -189,21 +204,6 @@ class Stream:
             self._rpc.cancel()
         self._outgoing.put(None)
         self._reader.join()
-
-    def _iterate(
-        self, answered: queue.SimpleQueue[StreamCall[Any] | None]
-    ) -> Iterator[StreamCall[Any]]:
-        try:
-            while True:
-                call = answered.get()
-                if call is not None:
-                    yield call
-                with self._changed:
-                    if self._is_idle() and answered.empty():
-                        return
-        finally:
-            with self._changed:
-                self._listeners.remove(answered)
 
     def _send_plain(
         self,
@@ -269,33 +269,26 @@ class Stream:
             if entry is None:
                 return
             self._unanswered_bytes -= entry.size
-            self._settling += 1
+            self._answered[answer.id] = entry.call
             self._changed.notify_all()
         _settle(entry, answer)
-        self._tell([entry.call])
 
     def _fail(self, failure: errors.AttndError) -> None:
         with self._changed:
             self._failure = failure
-            calls = [entry.call for entry in self._unanswered.values()]
+            calls = {call_id: entry.call for call_id, entry in self._unanswered.items()}
+            self._answered |= calls
             self._unanswered.clear()
             self._unanswered_bytes = 0
-            self._settling += len(calls)
             self._changed.notify_all()
-        for call in calls:
+        for call in calls.values():
             call.set_exception(_copy(failure))
-        self._tell(calls)
         self._outgoing.put(None)  # gRPC's thread that sends must not wait for ever
 
-    def _tell(self, calls: list[StreamCall[Any]]) -> None:
-        with self._changed:
-            self._settling -= len(calls)
-            for listener in self._listeners:
-                for call in calls:
-                    listener.put(call)
-
-    def _is_idle(self) -> bool:
-        return not self._unanswered and not self._settling
+    def _forget(self, call: StreamCall[Any]) -> None:
+        if call.done():
+            with self._changed:
+                self._answered.pop(call.id, None)
 
 
 def _copy(failure: errors.AttndError) -> errors.AttndError:

@@ -93,10 +93,14 @@ def test_what_is_sent_shows_what_the_library_shows(name, padding, sizes, one_seq
     sent = rows.described_rows(description, is_self_attention=one_sequence, from_cache=False)
     expected = description.matrix[:, 0] & sent.queries[..., None]
     assert torch.equal(seen(sent), expected)
-    is_causal = description.pattern is not None and description.pattern.is_causal
-    if padding is not None and is_causal:
-        first, last = sizes.get("q_offset", 0), sizes.get("q_offset", 0) + sizes["q_length"]
-        assert torch.equal(sent.queries, padding[:, first:last])
+    first = sizes.get("q_offset", 0)
+    last = first + sizes["q_length"]
+    if description.pattern is not None and description.pattern.is_causal:
+        tokens = torch.ones(3, last, dtype=torch.bool) if padding is None else padding
+        assert torch.equal(sent.queries, tokens[:, first:last])
+        assert not sent.keys[:, last - sizes.get("kv_offset", 0) :].any()
+    elif not one_sequence:
+        assert sent.queries.all()
 
 
 @pytest.mark.parametrize("name", ["causal", "window", "both_ways", "window_both_ways"])

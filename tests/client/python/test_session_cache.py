@@ -25,6 +25,13 @@ class Layer(torch.nn.Module):
         raise AssertionError
 
 
+class CrossLayer(Layer):
+    is_causal = False
+
+    def forward(self, hidden_states, encoder_hidden_states, attention_mask=None):
+        raise AssertionError
+
+
 @pytest.fixture
 def function(fake):
     with huggingface.register(fake.address, name=NAME, timeout=30.0):
@@ -313,6 +320,23 @@ def test_other_masks_travel_as_they_are(function, fake, cache, dtype):
     torch.testing.assert_close(output, expected)
     with pytest.raises(ValueError, match="mask"):
         function(Layer(), query, key, value, mask[..., :4])
+
+
+def test_the_encoders_padding_is_not_the_queries(function, fake):
+    """Of the same length, where a mask alone does not say whose padding it is."""
+    query, key, value = states(2, 3)
+    padding = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    mask = masks.describe(
+        2, 3, 3, mask_function=library.bidirectional_mask_function, attention_mask=padding
+    )
+    crossed, _ = function(CrossLayer(), query, key, value, mask)
+    assert list(fake.attended[-1].query_lengths) == [3, 3]
+    assert list(fake.attended[-1].kv_lengths) == [2, 3]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask.matrix)
+    torch.testing.assert_close(crossed, expected.transpose(1, 2))
+    alone, _ = function(Layer(), query, key, value, mask)
+    assert list(fake.attended[-1].query_lengths) == [2, 3]
+    torch.testing.assert_close(alone[padding], crossed[padding])
 
 
 def test_no_mask_is_what_sdpa_makes_of_it(function):

@@ -89,6 +89,16 @@ def test_answers_come_in_the_order_of_the_answers(fake, fake_client):
         assert list(stream.answers()) == []
 
 
+def test_answers_are_kept_until_they_are_asked_for(fake_client):
+    with fake_client.stream() as stream:
+        calls = [stream.attend(*problem(seed), **LAYOUT) for seed in range(5)]
+        concurrent.futures.wait(calls, SECONDS)
+        calls[1].result(SECONDS)
+        calls[3].exception(SECONDS)
+        assert set(stream.answers()) == {calls[0], calls[2], calls[4]}
+        assert not stream._answered
+
+
 def test_calls_are_futures_of_the_standard_library(fake_client):
     with fake_client.stream() as stream:
         calls = [stream.attend(*problem(seed), **LAYOUT) for seed in range(8)]
@@ -163,8 +173,10 @@ def test_asynchronous_cancellation_and_end(fake):
         async with attnd.AsyncClient(fake.address) as client:
             async with client.stream() as stream:
                 call = await stream.attend(*problem(), **LAYOUT)
+                # There is room for one: another is sent once the server has given the first up.
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(stream.attend(*problem(), **LAYOUT), 0.2)
                 call.cancel()
-                # There is room for one: this one is sent once the server has given the first up.
                 second = await asyncio.wait_for(stream.attend(*problem(), **LAYOUT), SECONDS)
                 second.cancel()
             stream = await client.stream().__aenter__()

@@ -64,7 +64,7 @@ def described_rows(mask: MaskDescription, *, is_self_attention: bool, from_cache
         keys = mask.padding.clone()
     first = mask.q_offset - mask.kv_offset  # the queries' first column
     if pattern.is_causal:
-        pass  # places of a static cache that are still empty
+        keys[:, first + mask.q_length :] = False  # places of a static cache that are still empty
     queries = torch.ones(mask.batch, mask.q_length, dtype=torch.bool)
     if pattern.is_causal or (is_self_attention and first + mask.q_length == mask.kv_length):
         queries = keys[:, first : first + mask.q_length]

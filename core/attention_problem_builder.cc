@@ -241,24 +241,22 @@ absl::Status ProblemBuilder::CheckLengths() {
                                      " entries, but query_lengths has ", query_lengths_.size()));
   }
   const bool cached = inputs_.cache != nullptr;
-  const auto count = static_cast<std::size_t>(batch_);
-  std::int64_t total = 0;  // keys of all rows
   if (!packed && !cached) padded_kv_len_ = past_length_ + key_.length;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::int64_t keys = PastLength(i) + kv_lengths_[i];
+  std::int64_t new_len = packed ? 0 : key_.length;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(batch_); ++i) {
+    const std::int64_t padded = PastLength(i) + (packed ? kv_lengths_[i] : key_.length);
     q_len_ = std::max(q_len_, query_lengths_[i]);
-    kv_len_ = std::max(kv_len_, keys);
-    padded_kv_len_ =
-        std::max(padded_kv_len_, PastLength(i) + (packed ? kv_lengths_[i] : key_.length));
-    total += keys;
+    kv_len_ = std::max(kv_len_, PastLength(i) + kv_lengths_[i]);
+    new_len = std::max(new_len, kv_lengths_[i]);
+    padded_kv_len_ = std::max(padded_kv_len_, padded);
   }
   padded_q_len_ = packed ? q_len_ : query_.length;
-  // Rows in a cache are not padded: what counts is what they hold.
-  const std::int64_t tokens = cached ? padded_q_len_ : std::max(padded_q_len_, padded_kv_len_);
-  if (tokens > max_tokens_ || batch_ * tokens > max_tokens_ || (cached && total > max_tokens_)) {
+  // What lies in sessions is bounded by their own budget: the request is what it brings.
+  const std::int64_t tokens = std::max(padded_q_len_, cached ? new_len : padded_kv_len_);
+  if (tokens > max_tokens_ || batch_ * tokens > max_tokens_) {
     return InvalidField("query",
-                        absl::StrCat("batch ", batch_, " times length ", tokens, ", with ", total,
-                                     " keys, is more than the limit of ", max_tokens_, " tokens"));
+                        absl::StrCat("batch ", batch_, " times length ", tokens,
+                                     " is more than the limit of ", max_tokens_, " tokens"));
   }
   return absl::OkStatus();
 }

@@ -272,9 +272,9 @@ std::uint64_t CacheCall::appended_tokens() const {
 std::vector<std::int64_t> CacheCall::CacheLengths() const {
   std::vector<std::int64_t> lengths;
   for (const Row& row : planned_) {
-    std::lock_guard lock(row.session->mutex_);
-    const auto found = row.session->layers_.find(key_);
-    lengths.push_back(found == row.session->layers_.end() ? 0 : found->second.length);
+    const std::int64_t now = row.layer == nullptr ? 0 : row.layer->length;
+    const bool appends = rows_.mode == CacheMode::kAppend;
+    lengths.push_back(appends ? row.start + row.growth.tokens : now);
   }
   return lengths;
 }

@@ -50,13 +50,13 @@ class CacheCall {
   // The page of KV head 0 that holds the row's token, to be written to.
   void* PageOf(std::size_t row, std::int64_t token) const;
 
-  // Publishes the new lengths. Nothing happens in kReadOnly and kDiscard.
+  // Publishes the new lengths, without allocating. Nothing happens in kReadOnly and kDiscard.
   void Commit();
 
   // That all rows' caches got by Commit.
   std::uint64_t appended_tokens() const;
 
-  // Of each session's own cache, now.
+  // Of each session's own cache, when the call is done: known before Commit, which can't fail.
   std::vector<std::int64_t> CacheLengths() const;
 
  private:

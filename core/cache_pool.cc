@@ -55,10 +55,12 @@ absl::StatusOr<BlockRef> CachePool::Allocate(std::uint64_t bytes,
 }
 
 absl::StatusOr<std::shared_ptr<CacheReserve>> CachePool::Reserve(std::uint64_t bytes) {
+  // Empty, and before the lock is taken, which its end takes too.
+  auto reserve = std::shared_ptr<CacheReserve>(new CacheReserve(shared_from_this(), 0));
   std::lock_guard lock(mutex_);
   if (bytes > limit_ || used_ > limit_ - bytes) return Refusal(bytes, used_, limit_);
-  auto reserve = std::shared_ptr<CacheReserve>(new CacheReserve(shared_from_this(), bytes));
   used_ += bytes;
+  reserve->free_ = bytes;
   return reserve;
 }
 

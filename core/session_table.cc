@@ -43,6 +43,10 @@ absl::Status SessionTable::Add(const std::vector<std::shared_ptr<Session>>& sess
   std::lock_guard lock(mutex_);
   // Its model may have been unloaded, with its sessions, while the forks were made.
   if (parent != nullptr && serials_.count(parent->id()) == 0) return NotFound();
+  for (const std::shared_ptr<Session>& session : sessions) {
+    if (unloading_.count(session->pool().get()) == 0) continue;
+    return MakeError(absl::StatusCode::kNotFound, "MODEL_NOT_FOUND", "the model is being unloaded");
+  }
   if (sessions_.size() + sessions.size() > options_.max_sessions) {
     return MakeError(absl::StatusCode::kResourceExhausted, "TOO_MANY_SESSIONS",
                      absl::StrCat("there are ", sessions_.size(), " sessions of the ",
@@ -143,14 +147,18 @@ std::vector<std::shared_ptr<Session>> SessionTable::All() const {
   return all;
 }
 
-SessionTable::Usage SessionTable::UsageOf(const ManagerPool& pool) const {
-  Usage usage;
-  for (const std::shared_ptr<Session>& session : All()) {
-    if (session->pool().get() != &pool) continue;
-    ++usage.sessions;
-    usage.bytes += session->bytes();
-  }
-  return usage;
+bool SessionTable::BeginUnload(const ManagerPool& pool, bool close, std::uint64_t& open) {
+  std::lock_guard lock(mutex_);
+  open = 0;
+  for (const auto& [serial, session] : sessions_) open += session->pool().get() == &pool ? 1 : 0;
+  if (open > 0 && !close) return false;
+  unloading_.insert(&pool);
+  return true;
+}
+
+void SessionTable::EndUnload(const ManagerPool& pool) {
+  std::lock_guard lock(mutex_);
+  unloading_.erase(&pool);
 }
 
 std::map<std::string, SessionTable::Usage> SessionTable::UsageByModel() const {

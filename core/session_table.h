@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -60,11 +61,14 @@ class SessionTable {
   bool Close(const Session& session);
   // Of the model whose pool this is; how many there were.
   std::size_t CloseAll(const ManagerPool& pool);
+  // While a model is being unloaded no session of it is opened or forked. False, and nothing
+  // changed, where `close` is not set and it has sessions: `open` of them.
+  bool BeginUnload(const ManagerPool& pool, bool close, std::uint64_t& open);
+  void EndUnload(const ManagerPool& pool);
   struct Usage {
     std::uint64_t sessions = 0;
     std::uint64_t bytes = 0;  // blocks that forks share once for each
   };
-  Usage UsageOf(const ManagerPool& pool) const;
   std::map<std::string, Usage> UsageByModel() const;  // "": of sessions without one
 
   // Ends what has been idle for its time to live.
@@ -97,6 +101,7 @@ class SessionTable {
   mutable std::mutex mutex_;
   std::unordered_map<std::string, std::uint64_t> serials_;  // by id
   std::map<std::uint64_t, std::shared_ptr<Session>> sessions_;
+  std::set<const ManagerPool*> unloading_;
   std::uint64_t next_serial_ = 1;
   Events events_;
 };

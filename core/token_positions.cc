@@ -92,8 +92,9 @@ absl::StatusOr<TokenPositions> TokenPositions::Create(const TensorView& ids,
     if (!row.positions.empty()) {
       const auto [least, largest] = std::minmax_element(row.positions.begin(), row.positions.end());
       row.largest = *largest;
-      ATTN_RETURN_IF_ERROR(CheckPosition(*least, layer));
-      ATTN_RETURN_IF_ERROR(CheckPosition(*largest, layer));
+      // A place before a row's first key has no entry in a learned table, and sees nothing.
+      if (ids.defined()) ATTN_RETURN_IF_ERROR(CheckPosition(*least, layer));
+      if (ids.defined() || *largest >= 0) ATTN_RETURN_IF_ERROR(CheckPosition(*largest, layer));
     }
     positions.rows_.push_back(std::move(row));
   }

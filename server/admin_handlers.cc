@@ -11,7 +11,8 @@ namespace {
 
 namespace proto = attention::v1;
 
-void DescribeModel(const ServerState& state, const ManagerPool& pool, proto::ModelStatus& status) {
+void DescribeModel(const ManagerPool& pool, const SessionTable::Usage& usage,
+                   proto::ModelStatus& status) {
   *status.mutable_spec() = ToProto(pool.model()->spec());
   const std::shared_ptr<const Active> active = pool.active();
   status.set_active_implementation(active->name());
@@ -25,7 +26,6 @@ void DescribeModel(const ServerState& state, const ManagerPool& pool, proto::Mod
   status.set_requests(pool.requests.load(std::memory_order_relaxed));
   status.set_switches(pool.switches());
   status.set_weight_bytes(pool.model()->weight_bytes());
-  const SessionTable::Usage usage = state.sessions().UsageOf(pool);
   status.set_sessions(usage.sessions);
   status.set_cache_bytes(usage.bytes);
 }
@@ -34,8 +34,11 @@ void DescribeModel(const ServerState& state, const ManagerPool& pool, proto::Mod
 
 absl::Status HandleListModels(ServerState& state, const proto::ListModelsRequest&,
                               proto::ListModelsResponse& response) {
+  const std::map<std::string, SessionTable::Usage> usages = state.sessions().UsageByModel();
   for (const std::shared_ptr<ManagerPool>& pool : state.registry().List()) {
-    DescribeModel(state, *pool, *response.add_models());
+    const auto usage = usages.find(pool->name());
+    DescribeModel(*pool, usage == usages.end() ? SessionTable::Usage() : usage->second,
+                  *response.add_models());
   }
   return absl::OkStatus();
 }
@@ -49,7 +52,7 @@ absl::Status HandleLoadModel(ServerState& state, const proto::LoadModelRequest& 
                      "the server has no model root: it does not load weights on request");
   }
   ATTN_ASSIGN_OR_RETURN(const std::shared_ptr<ManagerPool> pool, state.registry().Load(spec, root));
-  DescribeModel(state, *pool, *response.mutable_model());
+  DescribeModel(*pool, SessionTable::Usage(), *response.mutable_model());
   return absl::OkStatus();
 }
 
@@ -58,16 +61,17 @@ absl::Status HandleUnloadModel(ServerState& state, const proto::UnloadModelReque
   if (request.model().empty()) return InvalidField("model", "model is missing");
   ATTN_ASSIGN_OR_RETURN(const std::shared_ptr<ManagerPool> pool,
                         state.registry().Find(request.model()));
-  const std::uint64_t open = state.sessions().UsageOf(*pool).sessions;
-  if (open > 0 && !request.close_sessions()) {
+  std::uint64_t open = 0;
+  if (!state.sessions().BeginUnload(*pool, request.close_sessions(), open)) {
     return MakeError(absl::StatusCode::kFailedPrecondition, "MODEL_HAS_SESSIONS",
                      absl::StrCat("model '", request.model(), "' has ", open,
                                   " open sessions: close them, or set close_sessions"),
                      {{"sessions", absl::StrCat(open)}});
   }
-  ATTN_RETURN_IF_ERROR(state.registry().Unload(request.model()));
-  state.sessions().CloseAll(*pool);
-  return absl::OkStatus();
+  const absl::Status unloaded = state.registry().Unload(request.model());
+  if (unloaded.ok()) state.sessions().CloseAll(*pool);
+  state.sessions().EndUnload(*pool);
+  return unloaded;
 }
 
 absl::Status HandleSwitchAttention(ServerState& state, const proto::SwitchAttentionRequest& request,

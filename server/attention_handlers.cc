@@ -106,11 +106,6 @@ absl::StatusOr<AttentionAnswer> Execute(Pending& pending) {
   ATTN_RETURN_IF_ERROR(status);
   ATTN_RETURN_IF_ERROR(
       pending.context->Wanted());  // a result that nobody waits for may be unfinished
-  if (pending.cache != nullptr) {
-    pending.cache->Commit();
-    answer.cache_length = pending.cache->CacheLengths();
-    pending.context->facts.cached_tokens = pending.cache->appended_tokens();
-  }
   facts.implementation = choice.selection.row->name;
   facts.backend = device.backend();
   facts.reason = choice.selection.reason;
@@ -124,6 +119,11 @@ absl::StatusOr<AttentionAnswer> Execute(Pending& pending) {
   recorded.queue_seconds = facts.queue_seconds;
   recorded.compute_seconds = facts.compute_seconds;
   recorded.peak_workspace_bytes = facts.peak_workspace_bytes;
+  if (pending.cache != nullptr) {
+    answer.cache_length = pending.cache->CacheLengths();
+    recorded.cached_tokens = pending.cache->appended_tokens();
+    pending.cache->Commit();  // last: what can fail did not
+  }
   return answer;
 }
 
@@ -142,16 +142,16 @@ void Submit(ServerState& state, std::shared_ptr<Pending> pending) {
                                " bytes of tensors, more than the largest message, ", limit),
                   {{"bytes", absl::StrCat(bytes)}, {"max_response_bytes", absl::StrCat(limit)}}));
   }
-  absl::StatusOr<MemoryBudget::Reservation> reservation =
-      state.budget().Reserve(bytes + pending->problem_bytes);
-  if (!reservation.ok()) return Complete(*pending, reservation.status());
-  pending->context->Hold(*std::move(reservation));
   if (pending->context->answer_budget != nullptr) {
     absl::StatusOr<MemoryBudget::Reservation> share =
         pending->context->answer_budget->Reserve(bytes);
     if (!share.ok()) return Complete(*pending, share.status());
     pending->context->Hold(*std::move(share));
   }
+  absl::StatusOr<MemoryBudget::Reservation> reservation =
+      state.budget().Reserve(bytes + pending->problem_bytes);
+  if (!reservation.ok()) return Complete(*pending, reservation.status());
+  pending->context->Hold(*std::move(reservation));
   pending->manager = &pending->pool->PickManager();
   pending->pool->requests.fetch_add(1, std::memory_order_relaxed);
   pending->manager->queued.fetch_add(1, std::memory_order_relaxed);

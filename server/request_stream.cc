@@ -133,6 +133,9 @@ void RequestStream::OnAnswer(std::uint64_t id, StreamRequestKind kind, const abs
     pending_.erase(found);
   }
   if (pending.timed) state_.timer().Cancel(pending.timer);
+  // An error is small, whatever its request had memory for.
+  pending.context.reset();
+  if (!status.ok()) held->context.reset();
   write_({status.ok() ? WrapStreamAnswer(id, kind, std::move(answer)) : StreamError(id, status),
           std::move(held)});
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
 
@@ -29,12 +30,12 @@ void RunInTurn(std::deque<std::function<void()>> calls) {
     return;
   }
   ready_calls = &calls;
+  const absl::Cleanup done = [] { ready_calls = nullptr; };
   while (!calls.empty()) {
     const std::function<void()> call = std::move(calls.front());
     calls.pop_front();
     call();
   }
-  ready_calls = nullptr;
 }
 
 }  // namespace

@@ -196,7 +196,8 @@ absl::StatusOr<Tensor> Tensor::FromBools(const std::vector<int64_t>& shape,
 }
 
 absl::StatusOr<std::vector<float>> Tensor::ToFloats() const {
-  if (!IsFloating(dtype)) {
+  const auto element = static_cast<size_t>(ElementSize(dtype));
+  if (element == 0 || !IsFloating(dtype)) {
     return absl::InvalidArgumentError(absl::StrCat(DataTypeName(dtype), " is not a floating type"));
   }
   const absl::StatusOr<int64_t> size = ByteSize(dtype, shape);
@@ -205,7 +206,6 @@ absl::StatusOr<std::vector<float>> Tensor::ToFloats() const {
     return absl::InvalidArgumentError(
         absl::StrCat("the tensor has ", bytes.size(), " bytes, and ", *size, " by its shape"));
   }
-  const auto element = static_cast<size_t>(ElementSize(dtype));
   std::vector<float> values(bytes.size() / element);
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = LoadFloat(bytes.data() + i * element, dtype);

@@ -8,7 +8,9 @@
 
 #include "client/cpp/session.h"
 
-using namespace attn::client;
+using attn::client::Client;
+using attn::client::Session;
+using attn::client::Tensor;
 
 template <typename T>
 T OrExit(absl::StatusOr<T> result) {

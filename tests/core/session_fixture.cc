@@ -154,8 +154,19 @@ absl::StatusOr<std::vector<std::int64_t>> SessionFixture::Run(
   device_.Execute([&](ExecutionContext& context) {
     AppendToCache(problem, *cache, context.device.executor());
   });
+  // What the answer would say is known before, and is what the caches then have.
+  const std::vector<std::int64_t> told = cache->CacheLengths();
   if (call.commit) cache->Commit();
-  return cache->CacheLengths();
+  std::vector<std::int64_t> lengths;
+  for (const std::shared_ptr<Session>& session : sessions) {
+    const auto& layers = SessionInspector::Layers(*session);
+    const auto found = layers.find(call.key);
+    lengths.push_back(found == layers.end() ? 0 : found->second.length);
+  }
+  if (call.commit) {
+    EXPECT_EQ(told, lengths);
+  }
+  return lengths;
 }
 
 std::string SessionFixture::Differs(const Session& session, const CacheKey& key,

@@ -187,8 +187,8 @@ TEST_F(SessionTableTest, SessionsOfAModelEndTogetherAndNoForkIsBornAfterThem) {
   const std::shared_ptr<Session> plain = fixture_.Open("plain");
   const std::shared_ptr<Session> nameless = fixture_.Open("");
   ASSERT_TRUE(Append(plain, 10).ok());
-  EXPECT_EQ(table().UsageOf(*fixture_.Pool("plain")).sessions, 1u);
-  EXPECT_EQ(table().UsageOf(*fixture_.Pool("plain")).bytes, kPlainBlock);
+  EXPECT_EQ(table().UsageByModel()["plain"].sessions, 1u);
+  EXPECT_EQ(table().UsageByModel()["plain"].bytes, kPlainBlock);
   ASSERT_TRUE(plain->BeginUse());  // a fork that runs while the model is unloaded
   EXPECT_EQ(table().CloseAll(*fixture_.Pool("plain")), 1u);
   EXPECT_EQ(FindReason(plain->id()), "SESSION_NOT_FOUND");

@@ -278,8 +278,13 @@ def test_a_stream_that_takes_no_answers_leaves_room_for_others(start_server, con
         stream = RawStream(channel)
         for request_id in range(200):
             stream.send(request_id, attend=LARGE_ANSWER)
-        # Until nothing more of what was sent is done: others' calls find room all the time.
-        for _ in range(30):
+        wait_until(lambda: Samples(process).total("attention_in_flight_bytes") > MIB)
+        held = unchanged = 0
+        while unchanged < 20:  # until nothing more of what was sent is done
+            now = Samples(process).total("attention_in_flight_bytes")
+            unchanged = unchanged + 1 if now == held else 0
+            held = now
+        for _ in range(5):
             assert_serves(client, tokens=30_000)
         responses, code = stream.rest()
     assert code is Code.OK

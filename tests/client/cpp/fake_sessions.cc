@@ -84,7 +84,7 @@ grpc::Status FakeSessions::Answer(grpc::ServerContext& context, const std::strin
     lock.lock();
   };
   if (fault.kind == Fault::kHangBefore) hang();
-  const grpc::Status status = execute(fault);
+  grpc::Status status = execute(fault);
   if (fault.kind == Fault::kHangBefore) {
     ++late_;
     if (!status.ok()) ++late_refused_;
@@ -130,7 +130,7 @@ grpc::Status FakeSessions::Forward(grpc::ServerContext* context, const v1::Forwa
                                    v1::ForwardResponse* response) {
   return Answer(*context, "Forward", [&](const Fault& fault) {
     forwards.push_back(*request);
-    const grpc::Status status = Execute(*request, *response);
+    grpc::Status status = Execute(*request, *response);
     if (fault.kind == Fault::kForgetLengths) response->clear_cache_length();
     return status;
   });
@@ -145,7 +145,7 @@ grpc::Status FakeSessions::Attend(grpc::ServerContext* context, const v1::Attend
     *forward.mutable_past_key_value() = request->past_key_value();
     *forward.mutable_hidden_states() = request->key();
     v1::ForwardResponse answer;
-    const grpc::Status status = Execute(forward, answer);
+    grpc::Status status = Execute(forward, answer);
     *response->mutable_output() = answer.output();
     *response->mutable_cache_length() = answer.cache_length();
     return status;

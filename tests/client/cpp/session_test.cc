@@ -387,10 +387,11 @@ TEST_F(SessionTest, ABatchIsOneCallWithEachSessionsOwnStep) {
 TEST_F(SessionTest, ABatchInDoubtIsTakenBackFromEachSessionByItself) {
   Session first = Open(Impatient(1)), second = Open(Impatient(1));
   fake_.Expect({{Fault::kLoseAnswer}});
-  ForwardCall call;
-  call.hidden_states = Tensor::FromFloats({2, 1, 1}, {2, 4}).value();
-  ASSERT_FALSE(Session::ForwardBatch({&first, &second}, std::move(call)).ok());
+  ForwardCall lost;
+  lost.hidden_states = Tensor::FromFloats({2, 1, 1}, {2, 4}).value();
+  ASSERT_FALSE(Session::ForwardBatch({&first, &second}, std::move(lost)).ok());
   ASSERT_TRUE(second.Forward(Append({1})).ok());
+  ForwardCall call;
   call.hidden_states = Tensor::FromFloats({2, 1, 1}, {7, 8}).value();
   ASSERT_TRUE(Session::ForwardBatch({&first, &second}, std::move(call)).ok());
   EXPECT_EQ(fake_.Tokens(first.id()), Tokens({7}));

@@ -74,6 +74,15 @@ def whole(function, batch, counts):
     return function(Layer(), query, key, value, mask)[0][:, -counts[-1] :]
 
 
+@pytest.mark.usefixtures("function")
+def test_the_client_is_the_registered_one(fake, fake_client, monkeypatch):
+    assert huggingface.SessionCache().client.address == fake.address
+    assert huggingface.SessionCache(fake_client).client is fake_client
+    monkeypatch.setattr("attnd.huggingface.cache._registered", None)
+    with pytest.raises(RuntimeError, match="register"):
+        huggingface.SessionCache()
+
+
 def test_new_tokens_alone_are_sent(function, fake, cache):
     for seed, count in enumerate((5, 1, 2)):
         output = attend(function, cache, 3, count, seed=seed)

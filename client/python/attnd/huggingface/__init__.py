@@ -1,8 +1,8 @@
 """Any transformers model with its attention on an attnd server.
 
-    client = attnd.huggingface.register("127.0.0.1:7700")
+    attnd.huggingface.register("127.0.0.1:7700")
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="attnd")
-    with attnd.huggingface.SessionCache(client) as cache:
+    with attnd.huggingface.SessionCache() as cache:
         model.generate(**inputs, past_key_values=cache)  # sends new tokens alone, keeps none
 
 Without a SessionCache it works as well, encoders and vision models included: keys and values then

@@ -50,8 +50,9 @@ def register(
     """Makes `attn_implementation="attnd"` of any transformers model the server at `address`.
 
     `model` names a hosted one whose active implementation is to do the work, which then has this
-    model's layers; None: what the server does without a model. The client is returned, for a
-    SessionCache, and to be closed; `client_options` are its arguments. Registering again replaces.
+    model's layers; None: what the server does without a model. The client is returned, to be
+    closed, and is a SessionCache's by default; `client_options` are its arguments. Registering
+    again replaces.
 
     Layers whose attention takes what the server does not know raise NotImplementedError, and so
     does training: nothing flows back through a server.
@@ -60,6 +61,7 @@ def register(
     function = functools.partial(_attention, client, model or "")
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, describe)
+    session_cache.use_by_default(client)
     return client
 
 

@@ -22,12 +22,19 @@ from attnd.huggingface.rows import Rows, checked_matrix, described_rows, packed
 from attnd.results import AttentionResult
 
 _MARK = "_attnd_tokens"
+_registered: Client | None = None
 _NO_COLUMNS = torch.zeros(0, 0, dtype=torch.bool)
+
+
+def use_by_default(client: Client) -> None:
+    global _registered
+    _registered = client
 
 
 class SessionCache(Cache):
     """For `past_key_values`: each row of the batch has a session, over all layers.
 
+    `client` is that of the last `register` where none is given.
     Sessions are opened when the first tokens come, of no model or of `model`, which must be the one
     that runs here: its layers' windows then let tokens go. Beams fork them, `crop` cuts them, and
     they are closed with the context. The other arguments are those of `Client.open_session`;
@@ -40,7 +47,7 @@ class SessionCache(Cache):
 
     def __init__(
         self,
-        client: Client,
+        client: Client | None = None,
         *,
         model: str = "",
         reserve_tokens: int = 0,
@@ -52,7 +59,9 @@ class SessionCache(Cache):
     ) -> None:
         self._own: list[SessionLayer] = []
         super().__init__(layers=cast(Any, self._own))
-        self.client = client
+        if client is None and _registered is None:
+            raise RuntimeError("a SessionCache needs a client: call attnd.huggingface.register")
+        self.client = client = cast(Client, client or _registered)
         self.model = model
         self._open_arguments: dict[str, Any] = {
             "reserve_tokens": reserve_tokens,

@@ -92,6 +92,7 @@ class StreamReactor final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffe
   }
 
   void WriteFirst() {
+    unsent_.front().share.reset();
     buffer_ = ToByteBuffer(std::move(unsent_.front().answer));
     StartWrite(&buffer_);
   }

@@ -108,7 +108,7 @@ bool RequestStream::OnMessage(const RequestBytes& bytes) {
     admitted = GuardMemory([&] { return Admit(envelope, context, held); });
   }
   if (!admitted.ok()) {
-    write_({StreamError(envelope.id, admitted), nullptr});
+    write_({StreamError(envelope.id, admitted), nullptr, nullptr});
     return true;
   }
   dispatcher_.Dispatch(RpcOf(envelope.kind), envelope.request, std::move(context),
@@ -136,8 +136,9 @@ void RequestStream::OnAnswer(std::uint64_t id, StreamRequestKind kind, const abs
   // An error is small, whatever its request had memory for.
   pending.context.reset();
   if (!status.ok()) held->context.reset();
+  std::shared_ptr<CallContext> context = held->context;
   write_({status.ok() ? WrapStreamAnswer(id, kind, std::move(answer)) : StreamError(id, status),
-          std::move(held)});
+          std::move(context), std::move(held)});
 }
 
 void RequestStream::CancelRequest(std::uint64_t id) {

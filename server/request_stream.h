@@ -14,11 +14,13 @@
 
 namespace attn::server {
 
-// An answer on its way. What it was made of is held until it is sent, and counts against the
-// stream's limits until then.
+// An answer on its way. What it was made of is held until it is sent.
 struct StreamAnswer {
   Answer answer;
   std::shared_ptr<void> held;
+  // The request's share of the stream's limits, to be let go before the answer is given to gRPC:
+  // the caller may have it, and send the next request, before we are told that it was sent.
+  std::shared_ptr<void> share;
 };
 
 class RequestStream : public std::enable_shared_from_this<RequestStream> {

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kMaxMetadataBytes = 16 << 10;
 constexpr int kMaxConcurrentStreams = 1024;
+constexpr int kMinPingMilliseconds = 10000;
 constexpr int kHttp2FrameBytes = 1 << 20;  // fewer, larger reads of large tensors
 // Of the transport, beside the budget of received requests and answers.
 constexpr std::size_t kTransportBytes = std::size_t{256} << 20;
@@ -126,6 +127,11 @@ absl::Status Server::StartGrpc() {
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxConcurrentStreams);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
+  // Clients of idle streams and sessions keep their connections through proxies; gRPC's own default
+  // ends those that ping more often than every five minutes.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinPingMilliseconds);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   grpc::ResourceQuota quota("attnd");
   quota.Resize(config_.max_inflight_bytes() + kTransportBytes);
   builder.SetResourceQuota(quota);

@@ -6,7 +6,6 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from end_to_end.hf_models import LayerCall, _Hooks
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -23,6 +22,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from end_to_end.hf_models import LayerCall, _Hooks
 
 WINDOW = 16
 VOCABULARY = 200

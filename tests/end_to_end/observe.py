@@ -36,3 +36,8 @@ def wait_until(condition, timeout=30.0):
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s"
+
+
+def session_prefixes(client):
+    """Of all open sessions; those of other tests may expire, so a later set can lack some."""
+    return {session.id_prefix for session in client.list_sessions()}

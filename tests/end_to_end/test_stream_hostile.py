@@ -2,6 +2,7 @@
 
 import random
 import struct
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -183,6 +184,13 @@ def resident_bytes(process):
     return int(line.split()[1]) * KIB
 
 
+def assert_grew_less(process, before, limit):
+    # The address sanitizer keeps what was freed, to catch its use.
+    if "libasan" in Path(f"/proc/{process.process.pid}/maps").read_text():
+        return
+    assert resident_bytes(process) - before < limit
+
+
 @pytest.fixture
 def own_server(start_server, connect):
     process = start_server()
@@ -211,11 +219,11 @@ def test_thousands_of_messages_without_taking_an_answer(own_server, data):
         stream.send_bytes(data)
     for _ in range(20):
         assert_serves(client)
-    assert resident_bytes(process) - before < 64 * MIB
+    assert_grew_less(process, before, 64 * MIB)
     responses, code = stream.rest()
     assert code is Code.OK
     assert len(responses) == (0 if data[:1] == varint(CANCEL << 3) else count)
-    assert resident_bytes(process) - before < 64 * MIB
+    assert_grew_less(process, before, 64 * MIB)
     assert_serves(client)
 
 
@@ -238,7 +246,7 @@ def test_a_caller_that_takes_no_answers_is_read_no_further(own_server):
             unchanged = unchanged + 1 if stream.unsent == left else 0
             left = stream.unsent
         assert left > count // 4
-        assert resident_bytes(process) - before < 128 * MIB
+        assert_grew_less(process, before, 128 * MIB)
         # Its answers are still there, and with them the server reads on.
         responses, code = stream.rest()
     assert code is Code.OK
@@ -263,7 +271,7 @@ def test_large_answers_that_nobody_takes(start_server, connect):
             stream.send(request_id, attend=LARGE_ANSWER)
         wait_until(lambda: Samples(process).total("attention_requests_total") >= 200)
         assert Samples(process).total("attention_requests_total", code="RESOURCE_EXHAUSTED") > 0
-        assert resident_bytes(process) - before < 128 * MIB
+        assert_grew_less(process, before, 128 * MIB)
         stream.vanish()
     wait_until(lambda: Samples(process).total("attention_in_flight_bytes") < MIB)
     assert_serves(client, tokens=30_000)

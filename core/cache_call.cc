@@ -1,7 +1,6 @@
 #include "core/cache_call.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -176,8 +175,7 @@ absl::Status CacheCall::ReserveRow(Row& row) {
         rows_.mode == CacheMode::kAppend && row.start == row.layer->length && old.only_owner();
     if (!in_place) {
       ATTN_ASSIGN_OR_RETURN(BlockRef copy,
-                            row.session->cache_->Allocate(bytes, row.session->reserve_));
-      if (old) std::memcpy(copy->data(), old->data(), bytes);
+                            row.session->cache_->AllocateCopy(old, bytes, row.session->reserve_));
       row.first_new = index;
       row.new_blocks.push_back(std::move(copy));
     }

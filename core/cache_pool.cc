@@ -54,6 +54,13 @@ absl::StatusOr<BlockRef> CachePool::Allocate(std::uint64_t bytes,
   return BlockRef(block);
 }
 
+absl::StatusOr<BlockRef> CachePool::AllocateCopy(const BlockRef& block, std::uint64_t bytes,
+                                                 const std::shared_ptr<CacheReserve>& reserve) {
+  ATTN_ASSIGN_OR_RETURN(BlockRef copy, Allocate(bytes, reserve));
+  if (block) device_.Copy(copy->data(), block->data(), bytes);
+  return copy;
+}
+
 absl::StatusOr<std::shared_ptr<CacheReserve>> CachePool::Reserve(std::uint64_t bytes) {
   // Empty, and before the lock is taken, which its end takes too.
   auto reserve = std::shared_ptr<CacheReserve>(new CacheReserve(shared_from_this(), 0));

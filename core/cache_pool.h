@@ -99,6 +99,10 @@ class CachePool : public std::enable_shared_from_this<CachePool> {
   absl::StatusOr<BlockRef> Allocate(std::uint64_t bytes,
                                     const std::shared_ptr<CacheReserve>& reserve);
 
+  // A block of its own with what `block`, which may be null, holds.
+  absl::StatusOr<BlockRef> AllocateCopy(const BlockRef& block, std::uint64_t bytes,
+                                        const std::shared_ptr<CacheReserve>& reserve);
+
   // Sets `bytes` of the budget aside. RESOURCE_EXHAUSTED as above.
   absl::StatusOr<std::shared_ptr<CacheReserve>> Reserve(std::uint64_t bytes);
 

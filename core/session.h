@@ -33,7 +33,8 @@ struct CacheKey {
   std::uint32_t layer = 0;
   AttentionKind kind = AttentionKind::kSelf;
 
-  auto operator<=>(const CacheKey&) const = default;
+  // The check takes the 0 that comparisons are made of for a pointer.
+  auto operator<=>(const CacheKey&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 inline constexpr std::uint32_t kMaxLayersWithoutModel = 1024;

@@ -68,7 +68,7 @@ absl::Status HandleUnloadModel(ServerState& state, const proto::UnloadModelReque
                                   " open sessions: close them, or set close_sessions"),
                      {{"sessions", absl::StrCat(open)}});
   }
-  const absl::Status unloaded = state.registry().Unload(request.model());
+  absl::Status unloaded = state.registry().Unload(request.model());
   if (unloaded.ok()) state.sessions().CloseAll(*pool);
   state.sessions().EndUnload(*pool);
   return unloaded;

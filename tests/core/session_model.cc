@@ -75,7 +75,7 @@ Outcome SessionModel::Reserve(PlainSession& session, const std::vector<CacheDims
     bytes += BytesOfBlock(dims) * static_cast<std::uint64_t>(Blocks(tokens));
     largest = std::max(largest, BytesOfBlock(dims));
   }
-  const Outcome fits = Fits(pool_, bytes + largest);
+  Outcome fits = Fits(pool_, bytes + largest);
   if (fits.ok()) session.reserve = std::make_shared<PlainReserve>(pool_, bytes + largest);
   return fits;
 }
@@ -147,7 +147,7 @@ Outcome SessionModel::CheckRows(const std::vector<PlainSession*>& sessions, cons
     } else if (held && row.layer->dims.head_dim != dims.head_dim) {
       return kInvalid;  // variants of dimensions all differ in this one
     }
-    const Outcome start = Start(row, i, call.request);
+    Outcome start = Start(row, i, call.request);
     if (!start.ok()) return start;
     rows.push_back(std::move(row));
   }
@@ -180,7 +180,7 @@ Outcome SessionModel::Allocate(Row& row, const LayerCall& call, std::size_t inde
     const std::uint64_t bytes = BytesOfBlock(dims);
     const std::shared_ptr<PlainReserve>& reserve = row.session->reserve;
     if (reserve == nullptr || reserve->free < bytes) {
-      const Outcome fits = Fits(pool_, bytes);
+      Outcome fits = Fits(pool_, bytes);
       if (!fits.ok()) return fits;
     }
     row.blocks.push_back(std::make_shared<PlainBlock>(pool_, bytes, reserve));
@@ -220,7 +220,7 @@ Outcome SessionModel::Run(const std::vector<PlainSession*>& sessions, const Laye
                           const PlainLayerRule& rule) {
   CacheDims dims;
   std::vector<Row> rows;
-  const Outcome checked = CheckRows(sessions, call, rule, dims, rows);
+  Outcome checked = CheckRows(sessions, call, rule, dims, rows);
   if (!checked.ok()) return checked;
   if (!dims.known()) {
     const DType kept = dims.dtype;
@@ -229,7 +229,7 @@ Outcome SessionModel::Run(const std::vector<PlainSession*>& sessions, const Laye
   }
   if (dims.dtype == DType::kUnspecified) dims.dtype = call.dtype;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const Outcome allocated = Allocate(rows[i], call, i, dims);
+    Outcome allocated = Allocate(rows[i], call, i, dims);
     failed_row_ = i;
     if (!allocated.ok()) return allocated;
   }

@@ -92,7 +92,7 @@ absl::Status CompleteSpec(ModelSpec& spec) {
     return InvalidField("spec.dtype", absl::StrCat("spec.dtype is ", DTypeName(spec.dtype),
                                                    ", but must be float32, float16 or bfloat16"));
   }
-  return absl::OkStatus();
+  return CheckCacheDType("spec.cache_dtype", spec.cache_dtype);
 }
 
 // One of a stack's lists of layers; `field` names it.
@@ -147,6 +147,18 @@ absl::Status RequireWeights(const HostedLayer& layer, const std::string& model) 
   return MakeError(absl::StatusCode::kFailedPrecondition, "MODEL_HAS_NO_WEIGHTS",
                    absl::StrCat("model '", model,
                                 "' was loaded without weights: it serves Attend, not Forward"));
+}
+
+absl::Status CheckCacheDType(const std::string& field, DType dtype) {
+  if (dtype == DType::kUnspecified || IsFloating(dtype)) return absl::OkStatus();
+  if (dtype == DType::kInt8) {
+    return MakeError(
+        absl::StatusCode::kUnimplemented, "CACHE_DTYPE_UNIMPLEMENTED",
+        absl::StrCat(field, " is int8: caches in int8 are not supported by this server"),
+        {{"field", field}});
+  }
+  return InvalidField(field, absl::StrCat(field, " is ", DTypeName(dtype),
+                                          ", but must be float32, float16 or bfloat16"));
 }
 
 absl::StatusOr<std::shared_ptr<const HostedModel>> HostedModel::Create(const ModelSpec& spec,

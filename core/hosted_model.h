@@ -40,6 +40,10 @@ AttentionShape PlainShape(const HostedLayer& layer);
 // FAILED_PRECONDITION where the model was loaded without weights: it serves Attend, not Forward.
 absl::Status RequireWeights(const HostedLayer& layer, const std::string& model);
 
+// OK for what a session's cache can be kept in, and where it is unspecified: UNIMPLEMENTED for
+// int8, INVALID_ARGUMENT for the rest.
+absl::Status CheckCacheDType(const std::string& field, DType dtype);
+
 class HostedModel {
  public:
   // Completes and checks `spec` (INVALID_ARGUMENT naming the field), loading weights where it names

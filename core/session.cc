@@ -59,14 +59,7 @@ absl::StatusOr<std::shared_ptr<Session>> Session::Create(std::string id,
     complete.cache_dtype = spec.cache_dtype == DType::kUnspecified ? spec.dtype : spec.cache_dtype;
   }
   const DType dtype = complete.cache_dtype;
-  if (dtype == DType::kInt8) {
-    return MakeError(absl::StatusCode::kUnimplemented, "CACHE_DTYPE_UNIMPLEMENTED",
-                     "caches in int8 are not supported by this server", {{"field", "cache_dtype"}});
-  }
-  if (dtype != DType::kUnspecified && !IsFloating(dtype)) {
-    return InvalidField("cache_dtype", absl::StrCat("cache_dtype is ", DTypeName(dtype),
-                                                    ", but must be float32, float16 or bfloat16"));
-  }
+  ATTN_RETURN_IF_ERROR(CheckCacheDType("cache_dtype", dtype));
   std::shared_ptr<CacheReserve> reserve;
   if (options.reserve_tokens > 0) {
     if (model == nullptr) {

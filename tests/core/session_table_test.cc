@@ -39,6 +39,35 @@ class SessionTableTest : public ::testing::Test {
   SessionFixture fixture_{kCacheBytes, 8};
 };
 
+// Forks around few blocks can have large tables of them.
+TEST(SessionTables, ForksPageTablesAreBounded) {
+  SessionFixture fixture(kCacheBytes);
+  std::vector<std::int64_t> ids(64 * 800);
+  std::iota(ids.begin(), ids.end(), 1);
+  LayerCall call;
+  call.dims = {1, 5, 5, DType::kUnspecified};
+  call.rows = {{ids, 0}};
+  const std::shared_ptr<Session> parent = fixture.Open("plain");
+  ASSERT_TRUE(fixture.Run({parent}, call).ok());
+  const CachePool& cache = fixture.table().cache();
+  const std::uint64_t used = cache.used();
+  std::vector<std::shared_ptr<Session>> forks;
+  absl::Status refused;
+  for (int i = 0; i < 8 && refused.ok(); ++i) {
+    auto made = fixture.table().Fork(*parent, std::nullopt, 1000);
+    refused = made.status();
+    if (made.ok()) forks.insert(forks.end(), made->begin(), made->end());
+  }
+  EXPECT_EQ(ErrorReason(refused), "CACHE_BUDGET") << refused;
+  EXPECT_GE(forks.size(), 1000u);
+  EXPECT_EQ(cache.used(), used);  // no block more
+  const std::uint64_t tables = cache.tables();
+  EXPECT_GT(tables, forks.size() * 800 * sizeof(void*));  // a refused call's share was given back
+  for (const std::shared_ptr<Session>& fork : forks) EXPECT_TRUE(fixture.table().Close(*fork));
+  EXPECT_LT(cache.tables(), tables / 1000);
+  EXPECT_TRUE(fixture.table().Fork(*parent, std::nullopt, 1).ok());
+}
+
 TEST_F(SessionTableTest, IdsAreLongAndDifferent) {
   std::set<std::string> ids;
   for (int i = 0; i < 8; ++i) ids.insert(fixture_.Open("")->id());

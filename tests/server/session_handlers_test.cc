@@ -127,6 +127,17 @@ TEST_F(SessionHandlersTest, OpeningSaysHowLongItLivesAndInWhichEpoch) {
             absl::StatusCode::kNotFound);
 }
 
+TEST_F(SessionHandlersTest, ReadingNoSessionIsRefused) {
+  for (const std::int64_t batch : {0, 1}) {
+    proto::AttendRequest request = RandomAttend(1, batch);
+    request.clear_key();
+    request.clear_value();
+    request.mutable_past_key_value()->mutable_sessions()->set_mode(proto::CACHE_MODE_READ_ONLY);
+    const absl::Status status = Call(dispatcher_, rpcs::kAttend, request).status;
+    EXPECT_EQ(ErrorDetailsOf(status)["field"], "past_key_value.sessions.session_ids") << status;
+  }
+}
+
 TEST_F(SessionHandlersTest, EveryRpcRefusesWhatIsNotThere) {
   const std::string id = OpenSession(dispatcher_);
   std::string misspelt = id;

@@ -10,7 +10,7 @@
 namespace attn {
 namespace {
 
-// Without a model, or before its first append, a session's layer has no dimensions of its own.
+// Where the request's lists lie, for messages.
 constexpr char kSessions[] = "past_key_value.sessions";
 
 absl::Status CheckList(const char* name, std::size_t size, std::size_t rows) {

@@ -48,11 +48,8 @@ void SessionLanes::Enter(std::vector<std::shared_ptr<Session>> sessions,
                          std::shared_ptr<CallContext> call, Start start, Drop drop) {
   std::size_t used = 0;
   while (used < sessions.size() && sessions[used]->BeginUse()) ++used;
-  const auto give_back = [&] {
-    for (std::size_t i = 0; i < used; ++i) sessions[i]->EndUse(table_.now());
-  };
   if (used < sessions.size()) {
-    give_back();
+    EndUse(sessions, used);
     return drop(SessionTable::NotFound());
   }
   auto entry = std::make_shared<Entry>(Entry{std::move(sessions), call, std::move(start), drop});
@@ -62,7 +59,7 @@ void SessionLanes::Enter(std::vector<std::shared_ptr<Session>> sessions,
   });
   bool first = false;
   if (!Admit(entry, first)) {
-    for (const auto& session : entry->sessions) session->EndUse(table_.now());
+    EndUse(entry->sessions, used);
     absl::Status full =
         MakeError(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
                   absl::StrCat("the ", capacity_, " calls that may wait for sessions do already"));
@@ -138,10 +135,15 @@ std::vector<std::shared_ptr<SessionLanes::Entry>> SessionLanes::Remove(
 
 void SessionLanes::Leave(const std::shared_ptr<Entry>& entry) {
   const std::vector<std::shared_ptr<Entry>> ready = Remove(entry);
-  for (const auto& session : entry->sessions) session->EndUse(table_.now());
+  EndUse(entry->sessions, entry->sessions.size());
   std::deque<std::function<void()>> calls;
   for (const auto& next : ready) calls.emplace_back([this, next] { Begin(next); });
   RunInTurn(std::move(calls));
+}
+
+void SessionLanes::EndUse(const std::vector<std::shared_ptr<Session>>& sessions,
+                          std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) sessions[i]->EndUse(table_.now());
 }
 
 std::size_t SessionLanes::waiting() const {

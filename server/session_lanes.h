@@ -56,6 +56,8 @@ class SessionLanes {
   void Begin(const std::shared_ptr<Entry>& entry);
   void Cancel(const std::shared_ptr<Entry>& entry);
   void Leave(const std::shared_ptr<Entry>& entry);
+  // Of the first `count` sessions.
+  void EndUse(const std::vector<std::shared_ptr<Session>>& sessions, std::size_t count);
   // Out of its lanes; what is first now everywhere.
   std::vector<std::shared_ptr<Entry>> Remove(const std::shared_ptr<Entry>& entry);
 

@@ -63,7 +63,7 @@ std::uint64_t PlainRows::WorkspaceBytes(const AttentionShape& shape) {
 }
 
 // `memory` begins with a token of zeros; `at` counts the tokens that are taken.
-void PlainRows::AddRow(const Sequence& sequence, char* memory, std::int64_t& at) {
+std::int64_t PlainRows::AddRow(const Sequence& sequence, char* memory, std::int64_t& at) {
   const auto item = static_cast<std::int64_t>(ItemSize(shape_.kv_dtype));
   const std::int64_t trimmed = TrimmedKeys(args_, sequence);
   const std::int64_t held = std::max(trimmed, sequence.pages.first_token);
@@ -85,6 +85,7 @@ void PlainRows::AddRow(const Sequence& sequence, char* memory, std::int64_t& at)
   }
   row.num_spans = spans_.data() + spans_.size() - row.spans;
   at += tokens;
+  return held;
 }
 
 absl::StatusOr<PlainRows> PlainRows::Create(const AttentionArgs& args, const AttentionShape& shape,
@@ -104,8 +105,7 @@ absl::StatusOr<PlainRows> PlainRows::Create(const AttentionArgs& args, const Att
   std::int64_t at = 1;
   for (std::int64_t i = 0; i < args.num_sequences; ++i) {
     const Sequence& sequence = args.sequences[i];
-    plain.AddRow(sequence, static_cast<char*>(memory), at);
-    const std::int64_t first = std::max(TrimmedKeys(args, sequence), sequence.pages.first_token);
+    const std::int64_t first = plain.AddRow(sequence, static_cast<char*>(memory), at);
     if (first < sequence.kv_len) sources.push_back({&sequence, &plain.spans_.back(), first});
   }
   context.device.executor().ParallelFor(

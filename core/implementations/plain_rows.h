@@ -26,10 +26,9 @@ class PlainRows {
   static std::uint64_t WorkspaceBytes(const AttentionShape& shape);
 
  private:
-  struct Row;
-
   PlainRows() = default;
-  void AddRow(const kernels::Sequence& sequence, char* memory, std::int64_t& at);
+  // The first token that is to be unpacked.
+  std::int64_t AddRow(const kernels::Sequence& sequence, char* memory, std::int64_t& at);
 
   kernels::AttentionArgs args_;
   AttentionShape shape_;

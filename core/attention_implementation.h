@@ -23,6 +23,8 @@ constexpr kernels::ElementType ToElementType(DType dtype) {
       return kernels::ElementType::kFloat16;
     case DType::kBFloat16:
       return kernels::ElementType::kBFloat16;
+    case DType::kInt8:
+      return kernels::ElementType::kInt8;
     default:
       return kernels::ElementType::kFloat32;
   }
@@ -34,11 +36,20 @@ constexpr DType FromElementType(kernels::ElementType type) {
       return DType::kFloat16;
     case kernels::ElementType::kBFloat16:
       return DType::kBFloat16;
+    case kernels::ElementType::kInt8:
+      return DType::kInt8;
     case kernels::ElementType::kFloat32:
       break;
   }
   return DType::kFloat32;
 }
+
+// One row's lengths, and where its first query stands among its keys.
+struct RowShape {
+  std::int64_t q_len = 0;
+  std::int64_t kv_len = 0;
+  std::int64_t first_query_position = 0;
+};
 
 // An execution's shape and demands, without its tensors: what Supports, MemoryUsage and
 // ComputeComplexity look at.
@@ -55,6 +66,7 @@ struct AttentionShape {
   std::int64_t longest_pairs = 0;
   std::int64_t pairs = 0;
   std::int64_t paged_tokens = 0;  // of all rows, that lie in pages and can be seen
+  std::vector<RowShape> rows;     // empty: all of q_len and kv_len, the queries last
   DType dtype = DType::kFloat32;  // of the query
   DType kv_dtype = DType::kFloat32;
   DType output_dtype = DType::kFloat32;
@@ -63,10 +75,13 @@ struct AttentionShape {
   bool split_keys = false;  // a row's keys lie in several spans
   bool is_causal = false;
   bool has_window = false;
+  std::int64_t window_left = -1;
+  std::int64_t window_right = -1;
   bool has_soft_cap = false;
   bool has_alibi = false;
   bool has_sinks = false;
   kernels::MaskType mask = kernels::MaskType::kNone;
+  std::int64_t mask_extent = 0;  // keys that it covers
   kernels::ScoreStage stage = kernels::ScoreStage::kNone;  // of the weights that are asked for
   bool output_lse = false;
 };
@@ -78,8 +93,17 @@ std::int64_t FirstVisibleKey(const kernels::AttentionArgs& args, const kernels::
 // first visible one, where nothing counts keys from 0 (a mask, the weights).
 std::int64_t TrimmedKeys(const kernels::AttentionArgs& args, const kernels::Sequence& sequence);
 
-// The shape of a complete problem.
+// The shape of a complete problem; and a problem of this shape that has no tensors, for plans.
 AttentionShape ShapeOf(const kernels::AttentionArgs& args);
+class ShapeProblem {
+ public:
+  explicit ShapeProblem(const AttentionShape& shape);
+  const kernels::AttentionArgs& args() const { return args_; }
+
+ private:
+  kernels::AttentionArgs args_;
+  std::vector<kernels::Sequence> sequences_;
+};
 
 // Scratch memory in bytes, beyond inputs and outputs, with `workers` tasks at a time.
 struct MemoryUsage {

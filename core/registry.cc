@@ -4,6 +4,7 @@
 #include "absl/strings/str_join.h"
 #include "core/attention_implementation.h"
 #include "core/error.h"
+#include "core/implementations/flash_attention.h"
 #include "core/implementations/standard_attention.h"
 #include "core/implementations/torch_sdpa_attention.h"
 
@@ -11,6 +12,7 @@ namespace attn {
 
 ImplementationTable BuiltInImplementations() {
   static const std::vector<ImplementationRow> rows = {
+      FlashAttentionRow(),
       TorchSdpaAttentionRow(),
       StandardAttentionRow(),
   };
@@ -60,6 +62,7 @@ AttentionShape ShapeOf(const kernels::AttentionArgs& args) {
     const kernels::Sequence& sequence = args.sequences[i];
     shape.ragged = shape.ragged || sequence.q_len != args.sequences[0].q_len ||
                    sequence.kv_len != args.sequences[0].kv_len;
+    shape.rows.push_back({sequence.q_len, sequence.kv_len, sequence.first_query_position});
     shape.q_len = std::max(shape.q_len, sequence.q_len);
     shape.kv_len = std::max(shape.kv_len, sequence.kv_len);
     const std::int64_t trimmed = TrimmedKeys(args, sequence);
@@ -78,12 +81,42 @@ AttentionShape ShapeOf(const kernels::AttentionArgs& args) {
   shape.output_dtype = FromElementType(args.output_dtype);
   shape.is_causal = args.is_causal;
   shape.has_window = args.window_left >= 0 || args.window_right >= 0;
+  shape.window_left = args.window_left;
+  shape.window_right = args.window_right;
   shape.has_soft_cap = args.soft_cap > 0.0f;
   shape.has_alibi = args.alibi_slopes != nullptr;
   shape.has_sinks = args.sink_logits != nullptr;
   shape.mask = args.mask.type;
+  shape.mask_extent = args.mask.kv_extent;
   shape.stage = args.stage;
   return shape;
+}
+
+ShapeProblem::ShapeProblem(const AttentionShape& shape) {
+  args_.dtype = ToElementType(shape.dtype);
+  args_.kv_dtype = ToElementType(shape.kv_dtype);
+  args_.output_dtype = ToElementType(shape.output_dtype);
+  args_.num_heads = shape.num_heads;
+  args_.num_kv_heads = shape.num_kv_heads;
+  args_.head_dim = shape.head_dim;
+  args_.value_dim = shape.value_dim;
+  args_.is_causal = shape.is_causal;
+  args_.window_left = shape.window_left;
+  args_.window_right = shape.window_right;
+  args_.mask.type = shape.mask;
+  args_.mask.kv_extent = shape.mask_extent;
+  args_.paged = shape.paged;
+  for (std::int64_t i = 0; i < shape.batch; ++i) {
+    const RowShape row = shape.rows.empty()
+                             ? RowShape{shape.q_len, shape.kv_len, shape.kv_len - shape.q_len}
+                             : shape.rows[static_cast<std::size_t>(i)];
+    kernels::Sequence& sequence = sequences_.emplace_back();
+    sequence.q_len = row.q_len;
+    sequence.kv_len = row.kv_len;
+    sequence.first_query_position = row.first_query_position;
+  }
+  args_.sequences = sequences_.data();
+  args_.num_sequences = shape.batch;
 }
 
 ComputeComplexity AttentionComplexity(const AttentionShape& shape) {

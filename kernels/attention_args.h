@@ -10,8 +10,8 @@
 namespace attn::kernels {
 
 // Of queries, keys, values, outputs and weights. Arithmetic accumulates in float32 whatever the
-// element type.
-enum class ElementType : int32_t { kFloat32, kFloat16, kBFloat16 };
+// element type. Int8 is of keys and values in pages alone, which hold the scales that it needs.
+enum class ElementType : int32_t { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 // What a mask's elements are. Boolean: one byte, any value but 0 lets the query attend. Otherwise
 // added to the score.

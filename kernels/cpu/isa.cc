@@ -31,10 +31,12 @@ bool HasAvx512() {
 bool HasAnything() { return true; }
 
 constexpr IsaKernels kRows[] = {
-    {"avx512", &HasAvx512, &avx512::StandardAttention, &avx512::PackTokens, &avx512::UnpackTokens},
-    {"avx2", &HasAvx2, &avx2::StandardAttention, &avx2::PackTokens, &avx2::UnpackTokens},
-    {"scalar", &HasAnything, &scalar::StandardAttention, &scalar::PackTokens,
-     &scalar::UnpackTokens},
+    {"avx512", &HasAvx512, &avx512::StandardAttention, &avx512::FlashAttention,
+     &avx512::MergeFlashAttention, &avx512::PackTokens, &avx512::UnpackTokens},
+    {"avx2", &HasAvx2, &avx2::StandardAttention, &avx2::FlashAttention, &avx2::MergeFlashAttention,
+     &avx2::PackTokens, &avx2::UnpackTokens},
+    {"scalar", &HasAnything, &scalar::StandardAttention, &scalar::FlashAttention,
+     &scalar::MergeFlashAttention, &scalar::PackTokens, &scalar::UnpackTokens},
 };
 constexpr int64_t kNumRows = sizeof(kRows) / sizeof(kRows[0]);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention_args.h"
+#include "kernels/cpu/flash_attention.h"
 #include "kernels/cpu/page_packing.h"
 
 namespace attn::kernels::cpu {
@@ -13,6 +14,9 @@ struct IsaKernels {
   bool (*supported)();  // by this CPU and operating system
   void (*standard_attention)(const AttentionArgs&, int64_t task, void* workspace,
                              const bool* cancelled);
+  void (*flash_attention)(const AttentionArgs&, const FlashPlan&, const FlashTask&, void* scratch,
+                          float* partials, const bool* cancelled, FlashCounters*);
+  void (*merge_flash)(const AttentionArgs&, const FlashTask&, float* partials);
   void (*pack_tokens)(const PageLayout&, const TokenRows&, PageRange, void* page);
   void (*unpack_tokens)(const PageLayout&, const void* page, PageRange, const MutableTokenRows&);
 };

@@ -4,7 +4,9 @@
 #include <immintrin.h>
 
 #include "kernels/attention_args.h"
+#include "kernels/cpu/flash_scratch.h"
 #include "kernels/cpu/isa_units.h"
+#include "kernels/visible_keys.h"
 
 #define ATTN_VEC_BYTES 32
 
@@ -17,12 +19,27 @@ namespace {
 #include "kernels/cpu/score_row-inl.h"
 #include "kernels/cpu/standard_attention-inl.h"
 #include "kernels/cpu/page_packing-inl.h"
+#include "kernels/cpu/flash_tile-inl.h"
+#include "kernels/cpu/flash_softmax-inl.h"
+#include "kernels/cpu/flash_scores-inl.h"
+#include "kernels/cpu/flash_values-inl.h"
+#include "kernels/cpu/flash_attention-inl.h"
 // clang-format on
 }  // namespace
 
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled) {
   StandardAttentionTask(args, task, workspace, cancelled);
+}
+
+void FlashAttention(const AttentionArgs& args, const cpu::FlashPlan& plan,
+                    const cpu::FlashTask& task, void* scratch, float* partials,
+                    const bool* cancelled, cpu::FlashCounters* counters) {
+  FlashAttentionTask(args, plan, task, scratch, partials, cancelled, counters);
+}
+
+void MergeFlashAttention(const AttentionArgs& args, const cpu::FlashTask& task, float* partials) {
+  MergeFlash(args, task, partials);
 }
 
 void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,

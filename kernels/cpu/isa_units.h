@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention_args.h"
+#include "kernels/cpu/flash_attention.h"
 #include "kernels/cpu/page_packing.h"
 
 namespace attn::kernels {
@@ -11,6 +12,10 @@ namespace attn::kernels {
 constexpr int64_t kMaxPanelKeys = 64;
 
 namespace scalar {
+void FlashAttention(const AttentionArgs& args, const cpu::FlashPlan& plan,
+                    const cpu::FlashTask& task, void* scratch, float* partials,
+                    const bool* cancelled, cpu::FlashCounters* counters);
+void MergeFlashAttention(const AttentionArgs& args, const cpu::FlashTask& task, float* partials);
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled);
 void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
@@ -19,6 +24,10 @@ void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange ran
                   const cpu::MutableTokenRows& rows);
 }  // namespace scalar
 namespace avx2 {
+void FlashAttention(const AttentionArgs& args, const cpu::FlashPlan& plan,
+                    const cpu::FlashTask& task, void* scratch, float* partials,
+                    const bool* cancelled, cpu::FlashCounters* counters);
+void MergeFlashAttention(const AttentionArgs& args, const cpu::FlashTask& task, float* partials);
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled);
 void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
@@ -27,6 +36,10 @@ void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange ran
                   const cpu::MutableTokenRows& rows);
 }  // namespace avx2
 namespace avx512 {
+void FlashAttention(const AttentionArgs& args, const cpu::FlashPlan& plan,
+                    const cpu::FlashTask& task, void* scratch, float* partials,
+                    const bool* cancelled, cpu::FlashCounters* counters);
+void MergeFlashAttention(const AttentionArgs& args, const cpu::FlashTask& task, float* partials);
 void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
                        const bool* cancelled);
 void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,

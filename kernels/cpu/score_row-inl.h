@@ -15,75 +15,68 @@ struct HeadTask {
   int64_t score_stride;  // kv_len and room for the overhang of the last panel
 };
 
-// Keys that position and the mask's extent let row `i` see: [begin, end).
-struct KeyRange {
-  int64_t begin;
-  int64_t end;
-};
-
-// Compares before it adds: a window may be as large as int64_t allows.
-inline KeyRange VisibleKeys(const AttentionArgs& args, const Sequence& sequence, int64_t i) {
-  const int64_t position = sequence.first_query_position + i;
-  KeyRange keys = {0, sequence.kv_len};
-  if (args.mask.type != MaskType::kNone && args.mask.kv_extent < keys.end) {
-    keys.end = args.mask.kv_extent;
-  }
-  if (args.is_causal && position < keys.end) keys.end = position + 1;
-  if (args.window_right >= 0 && args.window_right < keys.end - 1 - position) {
-    keys.end = position + args.window_right + 1;
-  }
-  if (args.window_left >= 0 && args.window_left < position)
-    keys.begin = position - args.window_left;
-  if (keys.end <= keys.begin) keys.begin = keys.end = 0;
-  return keys;
-}
-
-// row[j] += mask, for visible keys. -inf hides the key even where its own score is NaN.
+// scores[j - keys.begin] += mask, for visible keys. -inf hides the key even where its own score is
+// NaN.
 template <typename Read>
-inline void AddMask(const KeyRange& keys, int64_t key_stride, Read read, float* row) {
+inline void AddMaskFrom(const KeyRange& keys, int64_t key_stride, Read read, float* scores) {
+  const int64_t count = keys.end - keys.begin;
   if (key_stride == 1) {
-    for (int64_t j = keys.begin; j < keys.end; ++j) {
-      const float value = read(j);
-      const float sum = row[j] + value;
-      row[j] = value == -kInfinity ? value : sum;
+    for (int64_t j = 0; j < count; ++j) {
+      const float value = read(keys.begin + j);
+      const float sum = scores[j] + value;
+      scores[j] = value == -kInfinity ? value : sum;
     }
     return;
   }
-  for (int64_t j = keys.begin; j < keys.end; ++j) {
-    const float value = read(j * key_stride);
-    row[j] = value == -kInfinity ? value : row[j] + value;
+  for (int64_t j = 0; j < count; ++j) {
+    const float value = read((keys.begin + j) * key_stride);
+    scores[j] = value == -kInfinity ? value : scores[j] + value;
   }
 }
 
-inline void ApplyMask(const HeadTask& task, int64_t i, const KeyRange& keys, float* row) {
-  const Mask& mask = task.args.mask;
-  const int64_t at = task.sequence.mask_row * mask.batch_stride + task.head * mask.head_stride +
-                     i * mask.query_stride;
+// `keys` are all visible to query `i`; their scores begin at `scores`.
+inline void AddMask(const AttentionArgs& args, const Sequence& sequence, int64_t head, int64_t i,
+                    const KeyRange& keys, float* scores) {
+  const Mask& mask = args.mask;
+  const int64_t at =
+      sequence.mask_row * mask.batch_stride + head * mask.head_stride + i * mask.query_stride;
   const auto* const bytes = static_cast<const uint8_t*>(mask.data);
   const auto* const halves = reinterpret_cast<const uint16_t*>(bytes);
   const auto* const floats = reinterpret_cast<const float*>(bytes);
   switch (mask.type) {
     case MaskType::kBool:
-      return AddMask(
+      return AddMaskFrom(
           keys, mask.key_stride,
-          [bytes, at](int64_t j) { return bytes[at + j] != 0 ? 0.0f : -kInfinity; }, row);
+          [bytes, at](int64_t j) { return bytes[at + j] != 0 ? 0.0f : -kInfinity; }, scores);
     case MaskType::kFloat32:
-      return AddMask(
+      return AddMaskFrom(
           keys, mask.key_stride,
           [floats, at](int64_t j) {
             return Elements<ElementType::kFloat32>::LoadOne(floats + at + j);
           },
-          row);
+          scores);
     case MaskType::kFloat16:
-      return AddMask(
+      return AddMaskFrom(
           keys, mask.key_stride,
-          [halves, at](int64_t j) { return WidenFloat16(LoadHalf(halves + at + j)); }, row);
+          [halves, at](int64_t j) { return WidenFloat16(LoadHalf(halves + at + j)); }, scores);
     case MaskType::kBFloat16:
-      return AddMask(
+      return AddMaskFrom(
           keys, mask.key_stride,
-          [halves, at](int64_t j) { return WidenBFloat16(LoadHalf(halves + at + j)); }, row);
+          [halves, at](int64_t j) { return WidenBFloat16(LoadHalf(halves + at + j)); }, scores);
     case MaskType::kNone:
       return;
+  }
+}
+
+// Of query `i` against `keys`, whose scores begin at `scores`.
+inline void AddAlibi(const AttentionArgs& args, const Sequence& sequence, int64_t head, int64_t i,
+                     const KeyRange& keys, float* scores) {
+  if (args.alibi_slopes == nullptr) return;
+  const float slope = args.alibi_slopes[head];
+  const int64_t position = sequence.first_query_position + i;
+  for (int64_t j = keys.begin; j < keys.end; ++j) {
+    const int64_t distance = position > j ? position - j : j - position;
+    scores[j - keys.begin] -= slope * static_cast<float>(distance);
   }
 }
 
@@ -92,15 +85,8 @@ inline void ApplyBiases(const HeadTask& task, int64_t i, float* row) {
   const KeyRange keys = VisibleKeys(task.args, task.sequence, i);
   for (int64_t j = 0; j < keys.begin; ++j) row[j] = -kInfinity;
   for (int64_t j = keys.end; j < task.sequence.kv_len; ++j) row[j] = -kInfinity;
-  if (task.args.alibi_slopes != nullptr) {
-    const float slope = task.args.alibi_slopes[task.head];
-    const int64_t position = task.sequence.first_query_position + i;
-    for (int64_t j = keys.begin; j < keys.end; ++j) {
-      const int64_t distance = position > j ? position - j : j - position;
-      row[j] -= slope * static_cast<float>(distance);
-    }
-  }
-  ApplyMask(task, i, keys, row);
+  AddAlibi(task.args, task.sequence, task.head, i, keys, row + keys.begin);
+  AddMask(task.args, task.sequence, task.head, i, keys, row + keys.begin);
 }
 
 inline void WriteWeights(const HeadTask& task, int64_t i, const float* row, float factor) {

@@ -144,6 +144,8 @@ inline void WidenQueries(const HeadTask& task) {
       return WidenQueriesFrom<ElementType::kFloat16>(task);
     case ElementType::kBFloat16:
       return WidenQueriesFrom<ElementType::kBFloat16>(task);
+    case ElementType::kInt8:
+      return;  // of pages alone
   }
 }
 
@@ -260,5 +262,7 @@ inline void StandardAttentionTask(const AttentionArgs& args, int64_t index, void
       return RunTask<ElementType::kFloat16>(task);
     case ElementType::kBFloat16:
       return RunTask<ElementType::kBFloat16>(task);
+    case ElementType::kInt8:
+      return;  // of pages alone, which are unpacked before this kernel sees them
   }
 }

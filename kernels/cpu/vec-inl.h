@@ -16,7 +16,16 @@ inline bool IsCancelled(const bool* cancelled) {
   return cancelled != nullptr && __atomic_load_n(cancelled, __ATOMIC_RELAXED);
 }
 
-inline VecF Broadcast(float value) { return VecF{} + value; }
+// Not VecF{} + value, which is an addition: it must keep -0.
+inline VecF Broadcast(float value) {
+#if ATTN_VEC_BYTES == 64
+  return reinterpret_cast<VecF>(_mm512_set1_ps(value));
+#elif ATTN_VEC_BYTES == 32
+  return reinterpret_cast<VecF>(_mm256_set1_ps(value));
+#else
+  return VecF{value, value, value, value};
+#endif
+}
 
 inline VecF Load(const float* from) {
   VecF v;
@@ -26,13 +35,59 @@ inline VecF Load(const float* from) {
 
 inline void Store(VecF v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
 
+#if ATTN_VEC_BYTES == 64
+inline __m256 Half(VecF v, int which) {
+  __m256 half;
+  __builtin_memcpy(&half, reinterpret_cast<const char*>(&v) + 32 * which, sizeof(half));
+  return half;
+}
+#endif
+
+// Both halve the vector again and again: lane i with lane i + width / 2.
 inline float HorizontalSum(VecF v) {
-  float lanes[kLanes];
-  Store(v, lanes);
-  for (int width = kLanes / 2; width >= 1; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+#if ATTN_VEC_BYTES == 64
+  const __m256 half = _mm256_add_ps(Half(v, 0), Half(v, 1));
+#elif ATTN_VEC_BYTES == 32
+  const __m256 half = reinterpret_cast<__m256>(v);
+#endif
+#if ATTN_VEC_BYTES >= 32
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+// a > b ? a : b: b where one is NaN.
+inline VecF MaxOrSecond(VecF a, VecF b) {
+#if ATTN_VEC_BYTES == 64
+  return reinterpret_cast<VecF>(
+      _mm512_maskz_max_ps(0xffff, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif ATTN_VEC_BYTES == 32
+  return reinterpret_cast<VecF>(
+      _mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Of lanes that are not NaN.
+inline float HorizontalMax(VecF v) {
+#if ATTN_VEC_BYTES == 64
+  const __m256 half = _mm256_max_ps(Half(v, 0), Half(v, 1));
+#elif ATTN_VEC_BYTES == 32
+  const __m256 half = reinterpret_cast<__m256>(v);
+#endif
+#if ATTN_VEC_BYTES >= 32
+  __m128 top = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+  return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
+#else
+  const float a = v[0] > v[2] ? v[0] : v[2];
+  const float b = v[1] > v[3] ? v[1] : v[3];
+  return a > b ? a : b;
+#endif
 }
 
 inline uint32_t BitsOf(float value) {

@@ -1,6 +1,7 @@
 #include "tests/conformance/paged_problem.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <random>
 
@@ -12,6 +13,7 @@ namespace attn::reference {
 namespace {
 
 using kernels::AttentionArgs;
+using kernels::ElementType;
 using kernels::kPageTokens;
 using kernels::RowsView;
 using kernels::Sequence;
@@ -28,10 +30,17 @@ std::int64_t FirstSeen(const AttentionArgs& args, const Sequence& sequence) {
   return sequence.kv_len;
 }
 
-const void* ElementAt(const RowsView& rows, std::int64_t row, std::int64_t head,
-                      kernels::ElementType type) {
+const void* ElementAt(const RowsView& rows, std::int64_t row, std::int64_t head, ElementType type) {
   return static_cast<const char*>(rows.data) +
          (row * rows.row_stride + head * rows.head_stride) * ElementBytes(type);
+}
+
+// What a token's key or value is after its way through int8: page_packing.h.
+void Dequantise(std::vector<float>& token) {
+  float largest = 0;
+  for (const float x : token) largest = std::max(largest, std::fabs(x));
+  const float scale = largest / 127.0f;
+  for (float& x : token) x = scale == 0.0f ? 0.0f : std::nearbyint(x / scale) * scale;
 }
 
 }  // namespace
@@ -46,10 +55,11 @@ struct PagedProblem::Row {
   kernels::KeyValueSpan span;
 };
 
-PagedProblem::PagedProblem(const ProblemCase& c, kernels::ElementType cache_dtype, bool let_go)
+PagedProblem::PagedProblem(const ProblemCase& c, ElementType cache_dtype, bool let_go)
     : problem_(c), paged_(problem_.args()), dense_(problem_.args()) {
   paged_.paged = true;
   paged_.kv_dtype = dense_.kv_dtype = cache_dtype;
+  if (cache_dtype == ElementType::kInt8) dense_.kv_dtype = ElementType::kFloat32;
   for (std::int64_t b = 0; b < paged_.num_sequences; ++b) {
     MakeRow(problem_.args().sequences[b], let_go, c.seed + static_cast<std::uint32_t>(b));
   }
@@ -88,11 +98,13 @@ void PagedProblem::FillRows(const Sequence& sequence, Row& row) const {
     std::int64_t at = row.first_token * dense_.num_kv_heads * dim;
     for (std::int64_t token = row.first_token; token < sequence.kv_len; ++token) {
       for (std::int64_t head = 0; head < dense_.num_kv_heads; ++head) {
+        const void* const source = ElementAt(from, token, head, dense_.dtype);
+        std::vector<float> of_token;
         for (std::int64_t i = 0; i < dim; ++i) {
-          const std::int64_t element = token * from.row_stride + head * from.head_stride + i;
-          WriteElement(ReadElement(dense_.dtype, from.data, element), dense_.kv_dtype, to.data(),
-                       at++);
+          of_token.push_back(static_cast<float>(ReadElement(dense_.dtype, source, i)));
         }
+        if (paged_.kv_dtype == ElementType::kInt8) Dequantise(of_token);
+        for (const float x : of_token) WriteElement(x, dense_.kv_dtype, to.data(), at++);
       }
     }
   };

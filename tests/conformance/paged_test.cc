@@ -2,6 +2,7 @@
 // the double-precision reference on the keys that the pages hold.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 #include <string>
 
@@ -22,6 +23,8 @@ using reference::ProblemCase;
 
 constexpr ElementType kTypes[] = {ElementType::kFloat32, ElementType::kFloat16,
                                   ElementType::kBFloat16};
+constexpr ElementType kCacheTypes[] = {ElementType::kFloat32, ElementType::kFloat16,
+                                       ElementType::kBFloat16, ElementType::kInt8};
 
 // Query heads share KV heads, no size is a multiple of anything, rows end within a page.
 ProblemCase Base() {
@@ -154,6 +157,28 @@ std::vector<ProblemCase> AllCases() {
   return cases;
 }
 
+// Of the first sequence's output, against the reference on `original`.
+double RelativeRms(const kernels::AttentionArgs& args, const kernels::AttentionArgs& original) {
+  const reference::ReferenceResult expected = reference::AttentionReference(original)[0];
+  const kernels::Sequence& sequence = args.sequences[0];
+  double error = 0;
+  double size = 0;
+  for (std::int64_t row = 0; row < sequence.q_len; ++row) {
+    for (std::int64_t head = 0; head < args.num_heads; ++head) {
+      for (std::int64_t i = 0; i < args.value_dim; ++i) {
+        const std::int64_t at =
+            row * sequence.output.row_stride + head * sequence.output.head_stride + i;
+        const double want = expected.output[static_cast<std::size_t>(
+            (row * args.num_heads + head) * args.value_dim + i)];
+        const double got = reference::ReadElement(args.output_dtype, sequence.output.data, at);
+        error += (got - want) * (got - want);
+        size += want * want;
+      }
+    }
+  }
+  return std::sqrt(error / size);
+}
+
 class PagedTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -194,7 +219,7 @@ class PagedTest : public testing::TestWithParam<std::string> {
 
 TEST_P(PagedTest, AgreesWithTheReferenceOnWhatThePagesHold) {
   for (const ProblemCase& c : AllCases()) {
-    for (const ElementType cache_dtype : kTypes) {
+    for (const ElementType cache_dtype : kCacheTypes) {
       // Each case has a twin (AllCases): one of the two lets tokens go.
       const bool let_go = (c.seed == 1) != (cache_dtype == c.dtype);
       SCOPED_TRACE(row_->name + "/" + reference::CaseName(c) + "_cache" +
@@ -206,6 +231,35 @@ TEST_P(PagedTest, AgreesWithTheReferenceOnWhatThePagesHold) {
   EXPECT_GT(executed_, 200);
   EXPECT_GT(let_go_, 10000);
   for (const auto& [reason, count] : refused_) RecordProperty("refused: " + reason, count);
+}
+
+// What int8 costs where nothing stands out: keys and values of normal numbers.
+TEST_P(PagedTest, Int8IsCloseToTheKeysThatWereAppended) {
+  for (const ElementType dtype : kTypes) {
+    for (const std::int64_t dim : {64, 128}) {
+      ProblemCase c;
+      c.heads = 8;
+      c.kv_heads = 2;
+      c.q_len = 9;
+      c.kv_len = 1000;
+      c.head_dim = c.value_dim = dim;
+      c.causal = true;
+      c.dtype = c.output_dtype = dtype;
+      const PagedProblem problem(c, ElementType::kInt8, false);
+      const AttentionShape shape = ShapeOf(problem.args());
+      ASSERT_TRUE(row_->supports(shape).ok());
+      test_.Execute([&](ExecutionContext& context) {
+        const absl::Status status = implementation_->Attend(problem.args(), shape, context);
+        ASSERT_TRUE(status.ok()) << status;
+      });
+      const auto error = RelativeRms(problem.args(), problem.original());
+      EXPECT_LE(error, 1e-2) << dim;
+      EXPECT_GE(error, 1e-3) << dim << ": the cache was not in int8";
+      RecordProperty(
+          "relative_rms_" + std::to_string(static_cast<int>(dtype)) + "_" + std::to_string(dim),
+          std::to_string(error));
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, PagedTest, testing::ValuesIn([] {

@@ -19,6 +19,8 @@ const char* TypeName(ElementType type) {
       return "f16";
     case ElementType::kBFloat16:
       return "bf16";
+    case ElementType::kInt8:
+      return "i8";
   }
   return "";
 }

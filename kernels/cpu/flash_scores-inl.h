@@ -1,0 +1,257 @@
+// The first half of a flash tile: a task's rows and the pages of a step, which columns a row sees,
+// and the scores of a tile against a page. Included after flash_softmax-inl.h and
+// page_packing-inl.h. `A` is the arithmetic (flash_tile-inl.h): the type of the pages, and how they
+// are multiplied.
+
+// With so few blocks of rows pages are read from front to back, and what follows in memory is
+// fetched ahead: the time goes into memory.
+constexpr int64_t kFewBlocks = 2;
+constexpr int64_t kMaxTileBlocks = 64;
+
+template <class A>
+struct FlashRun {
+  const AttentionArgs& args;
+  const cpu::FlashPlan& plan;
+  const cpu::FlashTask& task;
+  const Sequence& sequence;
+  const bool* cancelled;
+  cpu::FlashCounters* counters;
+  PageLayout layout;  // of the pages that are multiplied
+  int64_t group;      // query heads of a KV head
+  int64_t out_stride;
+  int64_t query_groups;  // of dimensions
+  char* query;
+  float* scores;
+  float* output;
+  float* total;
+  float* product;
+  RowState* states;
+  RowState* totals;
+  KeyRange* ranges;
+  char* packed;
+  bool packs;       // keys and values are plain rows: a step's pages are made first
+  bool transforms;  // scores need more than a factor
+
+  int64_t query_block_bytes() const {
+    return query_groups * A::kDepth * kBlockRows * A::kOperandBytes;
+  }
+  int64_t position_of(int64_t row) const { return (task.first_row + row) / group; }
+  int64_t head_of(int64_t row) const {
+    return task.kv_head * group + (task.first_row + row) % group;
+  }
+};
+
+// The pages of one step.
+struct Step {
+  int64_t first_page;  // of the sequence
+  int64_t num_pages;
+  const char* keys[cpu::kFlashStepPages];
+  const char* values[cpu::kFlashStepPages];
+  const char* next;  // the page behind them; null: unknown
+};
+
+// The columns of a step that any row of a block sees, and those that all of them see.
+struct BlockColumns {
+  int64_t begin;
+  int64_t end;
+  int64_t common_begin;
+  int64_t common_end;
+};
+
+inline int64_t Clamp(int64_t value, int64_t low, int64_t high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+template <class A>
+inline VisibleColumns ColumnsOfRow(const FlashRun<A>& run, const Step& step, int64_t row) {
+  const int64_t first = step.first_page * kPageTokens;
+  const int64_t all = step.num_pages * kPageTokens;
+  VisibleColumns columns;
+  columns.begin = Clamp(run.ranges[row].begin - first, 0, all);
+  columns.end = Clamp(run.ranges[row].end - first, 0, all);
+  if (columns.end <= columns.begin) columns.begin = columns.end = 0;
+  return columns;
+}
+
+template <class A>
+inline BlockColumns ColumnsOfBlock(const FlashRun<A>& run, const Step& step, int64_t row,
+                                   int64_t count) {
+  BlockColumns block = {0, 0, 0, kStepKeys};
+  for (int64_t r = 0; r < count; ++r) {
+    const VisibleColumns columns = ColumnsOfRow(run, step, row + r);
+    if (columns.begin > block.common_begin) block.common_begin = columns.begin;
+    if (columns.end < block.common_end) block.common_end = columns.end;
+    if (columns.end == 0) continue;
+    if (block.end == 0 || columns.begin < block.begin) block.begin = columns.begin;
+    if (columns.end > block.end) block.end = columns.end;
+  }
+  const bool masked = run.args.mask.type != MaskType::kNone;
+  if (masked || block.common_end < block.common_begin) block.common_end = block.common_begin = 0;
+  return block;
+}
+
+template <class A, ElementType kType>
+void PackQueriesFrom(const FlashRun<A>& run) {
+  const int64_t padded = run.query_groups * A::kDepth;
+  const int64_t rows = cpu::RoundUpTo(run.task.num_rows, kBlockRows);
+  for (int64_t row = 0; row < rows; ++row) {
+    char* const block = run.query + row / kBlockRows * run.query_block_bytes();
+    const int lane = static_cast<int>(row % kBlockRows);
+    int64_t d = 0;
+    if (row < run.task.num_rows) {
+      const auto* const from =
+          RowOf<kType>(run.sequence.query, run.position_of(row), run.head_of(row));
+      for (; d < run.args.head_dim; ++d) {
+        A::SetQuery(block, d, lane, Elements<kType>::LoadOne(from + d));
+      }
+    }
+    for (; d < padded; ++d) A::SetQuery(block, d, lane, 0.0f);
+  }
+}
+
+template <class A>
+void PackQueries(const FlashRun<A>& run) {
+  switch (run.args.dtype) {
+    case ElementType::kFloat32:
+      return PackQueriesFrom<A, ElementType::kFloat32>(run);
+    case ElementType::kFloat16:
+      return PackQueriesFrom<A, ElementType::kFloat16>(run);
+    case ElementType::kBFloat16:
+      return PackQueriesFrom<A, ElementType::kBFloat16>(run);
+    case ElementType::kInt8:
+      return;
+  }
+}
+
+// The keys of a page, and how far behind them lies what comes next in memory.
+struct PageKeys {
+  const char* keys;
+  int64_t fetch;
+};
+
+// Scores of kM rows against the panels of one page that hold columns of [begin, end).
+template <class A, int kM>
+void ScorePage(const FlashRun<A>& run, const char* query, const PageKeys& page, int64_t begin,
+               int64_t end, float* scores) {
+  constexpr int kN = VecsFor(kM);
+  constexpr int64_t kWidth = kN * kLanes;
+  constexpr int64_t kBytes = A::P::kBytes;
+  const int64_t panel_bytes = run.layout.key_panel() * run.layout.item_size();
+  for (int64_t column = begin / kWidth * kWidth; column < end; column += kWidth) {
+    const char* const from =
+        page.keys + column / kPanelWidth * panel_bytes + column % kPanelWidth * kBytes;
+    A::template Score<kM, kN>(query, from, from + page.fetch, run.query_groups, panel_bytes,
+                              scores + column);
+    run.counters->score_pairs += kM * kWidth;
+  }
+}
+
+template <class A>
+void ScoreRows(const FlashRun<A>& run, int64_t rows, const char* query, const PageKeys& page,
+               int64_t begin, int64_t end, float* scores) {
+  switch (rows) {
+    case 1:
+      return ScorePage<A, 1>(run, query, page, begin, end, scores);
+    case 2:
+      return ScorePage<A, 2>(run, query, page, begin, end, scores);
+    case 3:
+      return ScorePage<A, 3>(run, query, page, begin, end, scores);
+    case 4:
+      return ScorePage<A, 4>(run, query, page, begin, end, scores);
+    case 5:
+      if constexpr (kBlockRows > 4) {
+        return ScorePage<A, 5>(run, query, page, begin, end, scores);
+      }
+      return;
+    default:
+      if constexpr (kBlockRows > 4) {
+        return ScorePage<A, 6>(run, query, page, begin, end, scores);
+      }
+  }
+}
+
+// One tile: rows [row, row + count) of the task against one step.
+template <class A>
+struct Tile {
+  const FlashRun<A>& run;
+  const Step& step;
+  int64_t row;
+  int64_t count;
+  int64_t blocks;
+  BlockColumns columns[kMaxTileBlocks];
+
+  int64_t rows_of(int64_t block) const {
+    const int64_t left = count - block * kBlockRows;
+    return left < kBlockRows ? left : kBlockRows;
+  }
+  const char* query_of(int64_t block) const {
+    return run.query + (row / kBlockRows + block) * run.query_block_bytes();
+  }
+  float* scores_of(int64_t block) const { return run.scores + block * kBlockRows * kStepStride; }
+  float* output_of(int64_t block) const {
+    return run.output + (row + block * kBlockRows) * run.out_stride;
+  }
+  float* product_of(int64_t block) const {
+    return run.product + block * kBlockRows * run.out_stride;
+  }
+};
+
+// How far behind `offset` lies what is to be fetched while it is used: kAhead bytes in a stream
+// that goes on at `next` after `bytes` bytes (null: it ends).
+constexpr int64_t kAhead = 8192;
+inline int64_t FetchDistance(const char* from, int64_t bytes, const char* next, int64_t offset) {
+  if (offset + kAhead < bytes) return kAhead;
+  return next == nullptr ? 0 : next - from + kAhead - bytes;
+}
+
+template <class A>
+void ScorePageOfTile(const Tile<A>& tile, int64_t page) {
+  const FlashRun<A>& run = tile.run;
+  const Step& step = tile.step;
+  const char* const keys = step.keys[page];
+  const char* const next = page + 1 < step.num_pages ? step.keys[page + 1] : step.values[0];
+  const bool few = tile.blocks <= kFewBlocks;
+  // Panels outermost, so that they stay in the first-level cache while all rows meet them.
+  constexpr int64_t kFull = kBlockVecs * kLanes;
+  constexpr int64_t kWidth = kFull > kPanelWidth ? kFull : kPanelWidth;
+  for (int64_t panel = 0; panel < kPageTokens; panel += kWidth) {
+    const int64_t bytes = run.layout.value_offset();
+    const int64_t offset = panel * bytes / kPageTokens;
+    const PageKeys from = {keys, few ? FetchDistance(keys, bytes, next, offset) : 0};
+    for (int64_t block = 0; block < tile.blocks; ++block) {
+      const BlockColumns& columns = tile.columns[block];
+      const int64_t begin = Clamp(columns.begin - page * kPageTokens, panel, panel + kWidth);
+      const int64_t end = Clamp(columns.end - page * kPageTokens, panel, panel + kWidth);
+      if (begin >= end) continue;
+      ScoreRows(run, tile.rows_of(block), tile.query_of(block), from, begin, end,
+                tile.scores_of(block) + page * kPageTokens);
+    }
+  }
+}
+
+// row[j] of the columns that the row sees: the scales of an int8 cache, soft cap, biases, masks.
+template <class A>
+void TransformScores(const FlashRun<A>& run, const Step& step, int64_t row,
+                     const VisibleColumns& columns, float* scores) {
+  const AttentionArgs& args = run.args;
+  if constexpr (A::kPageType == ElementType::kInt8) {
+    for (int64_t j = columns.first; j < columns.last; j += kLanes) {
+      const int64_t page = j / kPageTokens;
+      const auto* const scales =
+          reinterpret_cast<const float*>(step.keys[page] + run.layout.KeyScale(0));
+      Store(Load(scores + j) * Load(scales + j - page * kPageTokens), scores + j);
+    }
+  }
+  if (!run.transforms) return;
+  const bool caps = args.soft_cap > 0.0f;
+  for (int64_t j = columns.first; j < columns.last; j += kLanes) {
+    VecF score = Load(scores + j) * args.scale;
+    if (caps) score = Tanh(score / args.soft_cap) * args.soft_cap;
+    Store(score, scores + j);
+  }
+  const int64_t head = run.head_of(row);
+  const int64_t first = step.first_page * kPageTokens;
+  const KeyRange keys = {first + columns.begin, first + columns.end};
+  AddAlibi(args, run.sequence, head, run.position_of(row), keys, scores + columns.begin);
+  AddMask(args, run.sequence, head, run.position_of(row), keys, scores + columns.begin);
+}

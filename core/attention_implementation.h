@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "absl/types/span.h"
 #include "core/device.h"
 #include "core/dtype.h"
+#include "core/sparsity.h"
 #include "core/workspace.h"
 #include "kernels/attention_args.h"
 
@@ -81,9 +83,10 @@ struct AttentionShape {
   bool has_alibi = false;
   bool has_sinks = false;
   kernels::MaskType mask = kernels::MaskType::kNone;
-  std::int64_t mask_extent = 0;  // keys that it covers
+  std::int64_t mask_extent = 0;                            // keys that it covers
   kernels::ScoreStage stage = kernels::ScoreStage::kNone;  // of the weights that are asked for
   bool output_lse = false;
+  SparsityOptions sparsity;  // of approximate implementations
 };
 
 // The first key that a query of the sequence sees by position alone; kv_len where none sees any.
@@ -127,6 +130,8 @@ struct Traits {
   std::string description;
 };
 
+constexpr std::uint64_t kDefaultMemoryBudget = std::uint64_t{1} << 20;
+
 // What an execution may use, and what it leaves behind.
 struct ExecutionContext {
   Device& device;
@@ -138,9 +143,14 @@ struct ExecutionContext {
     return cancelled != nullptr && __atomic_load_n(cancelled, __ATOMIC_RELAXED);
   }
 
+  SparsityOptions sparsity = {};  // for approximate implementations
+  // Scratch memory that memory_efficient may take.
+  std::uint64_t memory_budget = kDefaultMemoryBudget;
+
   // Counted by who does the work.
   std::uint64_t flops = 0;
   std::uint64_t packed_input_bytes = 0;
+  std::optional<SparsityReport> sparsity_report = {};  // approximate implementations alone
 };
 
 class AttentionImplementation {

@@ -150,15 +150,11 @@ absl::Status RequireWeights(const HostedLayer& layer, const std::string& model) 
 }
 
 absl::Status CheckCacheDType(const std::string& field, DType dtype) {
-  if (dtype == DType::kUnspecified || IsFloating(dtype)) return absl::OkStatus();
-  if (dtype == DType::kInt8) {
-    return MakeError(
-        absl::StatusCode::kUnimplemented, "CACHE_DTYPE_UNIMPLEMENTED",
-        absl::StrCat(field, " is int8: caches in int8 are not supported by this server"),
-        {{"field", field}});
+  if (dtype == DType::kUnspecified || IsFloating(dtype) || dtype == DType::kInt8) {
+    return absl::OkStatus();
   }
   return InvalidField(field, absl::StrCat(field, " is ", DTypeName(dtype),
-                                          ", but must be float32, float16 or bfloat16"));
+                                          ", but must be float32, float16, bfloat16 or int8"));
 }
 
 absl::StatusOr<std::shared_ptr<const HostedModel>> HostedModel::Create(const ModelSpec& spec,

@@ -40,8 +40,8 @@ AttentionShape PlainShape(const HostedLayer& layer);
 // FAILED_PRECONDITION where the model was loaded without weights: it serves Attend, not Forward.
 absl::Status RequireWeights(const HostedLayer& layer, const std::string& model);
 
-// OK for what a session's cache can be kept in, and where it is unspecified: UNIMPLEMENTED for
-// int8, INVALID_ARGUMENT for the rest.
+// OK for what a session's cache can be kept in (int8 beside what tensors have), and where it is
+// unspecified; INVALID_ARGUMENT for the rest.
 absl::Status CheckCacheDType(const std::string& field, DType dtype);
 
 class HostedModel {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/sparsity.h"
 
 namespace attn {
 
@@ -30,11 +31,6 @@ struct AttentionOptions {
 
 // `request` over `layer`: each field that the request sets wins.
 AttentionOptions Override(const AttentionOptions& layer, const AttentionOptions& request);
-
-struct SparsityOptions {
-  std::optional<double> factor;  // share of the visible pairs to leave out, in [0, 1)
-  std::optional<double> mass;    // attention mass to keep, in (0, 1]; at most one of the two is set
-};
 
 struct RotaryEmbedding {
   double theta = 0.0;

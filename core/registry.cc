@@ -5,6 +5,8 @@
 #include "core/attention_implementation.h"
 #include "core/error.h"
 #include "core/implementations/flash_attention.h"
+#include "core/implementations/memory_efficient_attention.h"
+#include "core/implementations/sparse_attention.h"
 #include "core/implementations/standard_attention.h"
 #include "core/implementations/torch_sdpa_attention.h"
 
@@ -15,6 +17,8 @@ ImplementationTable BuiltInImplementations() {
       FlashAttentionRow(),
       TorchSdpaAttentionRow(),
       StandardAttentionRow(),
+      MemoryEfficientAttentionRow(),
+      SparseAttentionRow(),
   };
   return rows;
 }

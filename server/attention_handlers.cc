@@ -36,6 +36,7 @@ struct Pending {
   std::shared_ptr<CacheCall> cache;  // of rows in sessions, in their turn; null: none
   std::shared_ptr<SessionLanes::Turn> turn;
   std::int32_t priority = 0;
+  SparsityOptions sparsity;  // the request's, else the model's
   std::shared_ptr<CallContext> context;
   AttentionDone done;
 };
@@ -63,7 +64,7 @@ absl::Status CheckSparsity(ImplementationTable table, const ExecutionRequest& re
     return absl::OkStatus();
   ATTN_ASSIGN_OR_RETURN(const ImplementationRow* const row,
                         RequireImplementation(table, request.implementation));
-  if (row->traits.exact && (sparsity.factor || sparsity.mass)) {
+  if (row->traits.exact && sparsity.set()) {
     return InvalidField(
         "execution.sparsity",
         absl::StrCat("execution.sparsity is set, but ", row->name, " is an exact implementation"));
@@ -97,6 +98,7 @@ absl::StatusOr<AttentionAnswer> Execute(Pending& pending) {
 
   workspace.Reset();
   ExecutionContext execution{device, workspace, pending.context->cancelled_flag()};
+  execution.sparsity = pending.sparsity;
   const Clock::time_point start = Clock::now();
   const absl::Status status = pending.execute(choice, answer, execution);
   ExecutionFacts& facts = answer.execution;
@@ -111,6 +113,7 @@ absl::StatusOr<AttentionAnswer> Execute(Pending& pending) {
   facts.reason = choice.selection.reason;
   facts.packed_input_bytes = execution.packed_input_bytes;
   facts.flops = execution.flops;
+  facts.sparsity = execution.sparsity_report;
 
   CallFacts& recorded = pending.context->facts;
   recorded.executed = true;
@@ -191,7 +194,9 @@ absl::StatusOr<std::shared_ptr<Pending>> MakePending(ServerState& state, const L
   pending->priority = execution.priority;
   const HostedModel* const model = pending->pool->model();
   pending->selection.allow_approximate = (model != nullptr && model->spec().allow_approximate) ||
-                                         execution.sparsity.factor || execution.sparsity.mass;
+                                         execution.sparsity.set();
+  pending->sparsity = execution.sparsity;
+  if (model != nullptr) pending->sparsity = Override(model->spec().sparsity, execution.sparsity);
   pending->context = context;
   return pending;
 }
@@ -231,6 +236,7 @@ absl::Status PrepareAttend(ServerState& state, AttendCall call, Pending& pending
                                state.limits().max_tokens));
   auto problem = std::make_shared<AttentionProblem>(std::move(created));
   pending.shape = problem->shape();
+  pending.shape.sparsity = pending.sparsity;
   pending.outputs = problem->outputs();
   pending.problem_bytes = problem->owned_bytes();
   pending.execute = [problem, cache = pending.cache.get(), storage = call.storage](
@@ -260,6 +266,7 @@ absl::Status PrepareForward(ServerState& state, ForwardCall call, Pending& pendi
   ATTN_ASSIGN_OR_RETURN(ForwardPlan plan,
                         ProjectedAttention(*layer, nullptr, max_tokens).Plan(call.inputs));
   pending.shape = plan.shape;
+  pending.shape.sparsity = pending.sparsity;
   pending.outputs = std::move(plan.outputs);
   // The pool, kept by `pending`, keeps the layer.
   pending.execute = [layer, max_tokens, inputs = std::move(call.inputs), storage = call.storage](

@@ -54,6 +54,7 @@ struct ExecutionFacts {
   std::uint64_t peak_workspace_bytes = 0;
   std::uint64_t packed_input_bytes = 0;
   std::uint64_t flops = 0;
+  std::optional<SparsityReport> sparsity;  // of approximate implementations
 };
 
 // An answer's tensor, in the memory that it is sent from.

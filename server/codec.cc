@@ -235,6 +235,10 @@ void WriteExecution(const ExecutionFacts& facts, proto::Execution& execution) {
   execution.set_peak_workspace_bytes(facts.peak_workspace_bytes);
   execution.set_packed_input_bytes(facts.packed_input_bytes);
   execution.set_flops(facts.flops);
+  if (facts.sparsity) {
+    execution.set_sparsity(facts.sparsity->sparsity);
+    execution.set_recovered_mass(facts.sparsity->recovered_mass);
+  }
   execution.set_batched_requests(1);
 }
 

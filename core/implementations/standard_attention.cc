@@ -35,16 +35,16 @@ class StandardAttention final : public AttentionImplementation {
           args, task, static_cast<char*>(workspace) + task_bytes * static_cast<std::size_t>(worker),
           context.cancelled);
     });
-    // Scores of hidden keys are formed and then masked: the work is that of all pairs.
-    context.flops += 2 * static_cast<std::uint64_t>(shape.pairs) *
-                     static_cast<std::uint64_t>(shape.num_heads) *
-                     static_cast<std::uint64_t>(shape.head_dim + shape.value_dim);
+    const kernels::cpu::StandardPairs pairs = kernels::cpu::CountStandardPairs(args);
+    context.flops +=
+        2 * static_cast<std::uint64_t>(shape.num_heads) *
+        static_cast<std::uint64_t>(pairs.scored * shape.head_dim + pairs.weighed * shape.value_dim);
     return absl::OkStatus();
   }
 
   MemoryUsage WorkspaceBytes(const AttentionShape& shape, int workers) const override {
-    const std::size_t bytes =
-        kernels::cpu::StandardAttentionTaskBytes(shape.q_len, shape.longest_pairs, shape.head_dim);
+    const std::size_t bytes = kernels::cpu::StandardAttentionTaskBytes(
+        shape.q_len, shape.longest_pairs, shape.head_dim, shape.value_dim);
     const auto tasks = std::max<std::int64_t>(shape.batch * shape.num_heads, 1);
     return {PlainRows::WorkspaceBytes(shape) +
                 RoundUp(bytes) * static_cast<std::uint64_t>(std::min<std::int64_t>(workers, tasks)),

@@ -19,6 +19,13 @@ namespace attn::kernels::cpu {
 constexpr int64_t kFlashStepPages = 4;      // between two looks at the rows' maxima
 constexpr int64_t kFlashSegmentPages = 32;  // summed alone, then merged in order
 
+// What a sparse execution leaves out: pages of 64 keys, task by task
+// (kernels/cpu/sparse_selection.h).
+struct FlashSparsity {
+  double factor = 0.0;  // share of the visible query-key pairs to leave out, in [0, 1)
+  double mass = 0.0;    // > 0: instead, the estimated share of the attention to keep
+};
+
 // How the work is cut: none of it changes a bit of the result.
 struct FlashOptions {
   int64_t workers = 1;   // tasks that run at once
@@ -26,6 +33,7 @@ struct FlashOptions {
   // Keys and values are copied into pages one page at a time instead of one step at a time, and
   // tiles are small: memory first.
   bool tight = false;
+  const FlashSparsity* sparsity = nullptr;  // null: all keys
 };
 
 // Rows [first_row, first_row + num_rows) of a KV head, where row r is position r / group of query
@@ -42,19 +50,37 @@ struct FlashTask {
   int64_t group_first_segment = 0;
   int64_t group_end_segment = 0;
   int64_t partial = -1;
-  int64_t cost = 0;  // multiply-adds, about: run the costly ones first
+  int64_t cost = 0;      // multiply-adds, about: run the costly ones first
+  int64_t summary = -1;  // of a sparse execution: where the summaries of its KV head's keys begin
+  bool audited = false;  // one of its rows is computed in full, too
 };
 
-// attend_tasks tasks, then, when all of them are done, merge_tasks tasks.
+// Summarises the pages [first_page, end_page) of one KV head.
+struct FlashSummaryTask {
+  int32_t sequence = 0;
+  int32_t kv_head = 0;
+  int64_t first_page = 0;
+  int64_t end_page = 0;
+  int64_t summary = 0;  // of page 0
+};
+
+// summary_tasks (sparse ones alone), then attend_tasks tasks, then merge_tasks tasks: each kind
+// when all of the one before are done.
 struct FlashPlan {
+  int64_t summary_tasks = 0;
   int64_t attend_tasks = 0;
   int64_t merge_tasks = 0;
   int64_t max_rows = 0;        // of a task
   int64_t tile_rows = 0;       // of a tile of scores
   bool merges_inside = false;  // some task walks over several segments
   bool tight = false;
-  size_t task_bytes = 0;     // scratch of one running task; 64-byte aligned when handed out
-  size_t partial_bytes = 0;  // of all results that wait for their merge
+  bool sparse = false;
+  FlashSparsity sparsity;
+  int64_t max_pages = 0;       // of a sequence
+  size_t summary_bytes = 0;    // of all KV heads' keys
+  float* summaries = nullptr;  // set by the caller: plan.summary_bytes
+  size_t task_bytes = 0;       // scratch of one running task; 64-byte aligned when handed out
+  size_t partial_bytes = 0;    // of all results that wait for their merge
 };
 
 // What the tasks did; every task has its own, the caller adds them up.
@@ -62,19 +88,29 @@ struct FlashCounters {
   int64_t score_pairs =
       0;  // query-key pairs whose scores were computed, hidden ones of a tile included
   int64_t value_pairs = 0;  // and that were multiplied with values
+  // Of a sparse execution: pairs that masks of position leave visible, those of them in pages that
+  // were kept, and the share of the attention that audited rows kept.
+  int64_t visible_pairs = 0;
+  int64_t kept_pairs = 0;
+  int64_t audited_rows = 0;
+  double audited_mass = 0.0;  // sum over the rows
 };
 
 // Fills `tasks` (null: only counts), attend tasks first. Never fails.
 FlashPlan PlanFlashAttention(const AttentionArgs& args, const FlashOptions& options,
                              FlashTask* tasks) noexcept;
+void PlanFlashSummaries(const AttentionArgs& args, FlashSummaryTask* tasks) noexcept;
 
 // Computes one attend task, or merges one group. Tasks may run at the same time on different
-// threads, each with a scratch of its own (plan.task_bytes, uninitialised); `partials`
-// (plan.partial_bytes) is common to all. `cancelled`, read atomically between tiles, makes it
-// return early with its output undefined; null: not cancellable.
+// threads, each with a scratch of its own (plan.task_bytes, uninitialised). `cancelled`, read
+// atomically between tiles, makes it return early with its output undefined; null: not cancellable.
 void RunFlashTask(const AttentionArgs& args, const FlashPlan& plan, const FlashTask& task,
                   void* scratch, float* partials, const bool* cancelled,
                   FlashCounters* counters) noexcept;
 void MergeFlashTask(const AttentionArgs& args, const FlashTask& task, float* partials) noexcept;
+
+// Before the attend tasks of a sparse execution.
+void RunFlashSummaryTask(const AttentionArgs& args, const FlashPlan& plan,
+                         const FlashSummaryTask& task, void* scratch) noexcept;
 
 }  // namespace attn::kernels::cpu

@@ -6,7 +6,13 @@
 // With so few blocks of rows pages are read from front to back, and what follows in memory is
 // fetched ahead: the time goes into memory.
 constexpr int64_t kFewBlocks = 2;
-constexpr int64_t kMaxTileBlocks = 64;
+constexpr int64_t kMaxTileBlocks = 32;
+
+// The keys that any row of a block sees, and those that all of them see.
+struct BlockRanges {
+  KeyRange any;
+  KeyRange all;
+};
 
 template <class A>
 struct FlashRun {
@@ -28,9 +34,11 @@ struct FlashRun {
   RowState* states;
   RowState* totals;
   KeyRange* ranges;
+  BlockRanges* block_ranges;
   char* packed;
-  bool packs;       // keys and values are plain rows: a step's pages are made first
-  bool transforms;  // scores need more than a factor
+  bool packs;           // keys and values are plain rows: a step's pages are made first
+  bool transforms;      // scores need more than a factor
+  const int32_t* list;  // pages, ascending; null: all of them, one after the other
 
   int64_t query_block_bytes() const {
     return query_groups * A::kDepth * kBlockRows * A::kOperandBytes;
@@ -41,10 +49,10 @@ struct FlashRun {
   }
 };
 
-// The pages of one step.
+// The pages of one step: up to kFlashStepPages, in ascending order.
 struct Step {
-  int64_t first_page;  // of the sequence
   int64_t num_pages;
+  int64_t pages[cpu::kFlashStepPages];  // of the sequence
   const char* keys[cpu::kFlashStepPages];
   const char* values[cpu::kFlashStepPages];
   const char* next;  // the page behind them; null: unknown
@@ -62,50 +70,50 @@ inline int64_t Clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
 }
 
-template <class A>
-inline VisibleColumns ColumnsOfRow(const FlashRun<A>& run, const Step& step, int64_t row) {
-  const int64_t first = step.first_page * kPageTokens;
-  const int64_t all = step.num_pages * kPageTokens;
-  VisibleColumns columns;
-  columns.begin = Clamp(run.ranges[row].begin - first, 0, all);
-  columns.end = Clamp(run.ranges[row].end - first, 0, all);
+// The first column of the step whose key is not before `key`.
+inline int64_t ColumnOf(const Step& step, int64_t key) {
+  int64_t column = 0;
+  for (int64_t i = 0; i < step.num_pages; ++i) {
+    column += Clamp(key - step.pages[i] * kPageTokens, 0, kPageTokens);
+  }
+  return column;
+}
+
+inline VisibleColumns ColumnsOfRange(const Step& step, const KeyRange& keys) {
+  VisibleColumns columns = {0, 0, ColumnOf(step, keys.begin), ColumnOf(step, keys.end)};
   if (columns.end <= columns.begin) columns.begin = columns.end = 0;
   return columns;
 }
 
-template <class A>
-inline BlockColumns ColumnsOfBlock(const FlashRun<A>& run, const Step& step, int64_t row,
-                                   int64_t count) {
-  BlockColumns block = {0, 0, 0, kStepKeys};
-  for (int64_t r = 0; r < count; ++r) {
-    const VisibleColumns columns = ColumnsOfRow(run, step, row + r);
-    if (columns.begin > block.common_begin) block.common_begin = columns.begin;
-    if (columns.end < block.common_end) block.common_end = columns.end;
-    if (columns.end == 0) continue;
-    if (block.end == 0 || columns.begin < block.begin) block.begin = columns.begin;
-    if (columns.end > block.end) block.end = columns.end;
-  }
-  const bool masked = run.args.mask.type != MaskType::kNone;
-  if (masked || block.common_end < block.common_begin) block.common_end = block.common_begin = 0;
+inline BlockColumns ColumnsOfBlock(const Step& step, const BlockRanges& ranges, bool masked) {
+  const VisibleColumns any = ColumnsOfRange(step, ranges.any);
+  const VisibleColumns all = ColumnsOfRange(step, ranges.all);
+  BlockColumns block = {any.begin, any.end, all.begin, all.end};
+  if (masked) block.common_begin = block.common_end = 0;
   return block;
 }
 
 template <class A, ElementType kType>
 void PackQueriesFrom(const FlashRun<A>& run) {
+  typedef typename Elements<kType>::Type Element;
   const int64_t padded = run.query_groups * A::kDepth;
-  const int64_t rows = cpu::RoundUpTo(run.task.num_rows, kBlockRows);
-  for (int64_t row = 0; row < rows; ++row) {
-    char* const block = run.query + row / kBlockRows * run.query_block_bytes();
-    const int lane = static_cast<int>(row % kBlockRows);
-    int64_t d = 0;
-    if (row < run.task.num_rows) {
-      const auto* const from =
-          RowOf<kType>(run.sequence.query, run.position_of(row), run.head_of(row));
-      for (; d < run.args.head_dim; ++d) {
-        A::SetQuery(block, d, lane, Elements<kType>::LoadOne(from + d));
+  for (int64_t first = 0; first < run.task.num_rows; first += kBlockRows) {
+    char* const block = run.query + first / kBlockRows * run.query_block_bytes();
+    // Rows side by side, so that what is written is written from front to back. Missing ones repeat
+    // the last: nobody looks at their scores.
+    const Element* rows[kBlockRows];
+    for (int r = 0; r < kBlockRows; ++r) {
+      const int64_t row = first + r < run.task.num_rows ? first + r : run.task.num_rows - 1;
+      rows[r] = RowOf<kType>(run.sequence.query, run.position_of(row), run.head_of(row));
+    }
+    for (int64_t d = 0; d < run.args.head_dim; ++d) {
+      for (int r = 0; r < kBlockRows; ++r) {
+        A::SetQuery(block, d, r, Elements<kType>::LoadOne(rows[r] + d));
       }
     }
-    for (; d < padded; ++d) A::SetQuery(block, d, lane, 0.0f);
+    for (int64_t d = run.args.head_dim; d < padded; ++d) {
+      for (int r = 0; r < kBlockRows; ++r) A::SetQuery(block, d, r, 0.0f);
+    }
   }
 }
 
@@ -250,8 +258,12 @@ void TransformScores(const FlashRun<A>& run, const Step& step, int64_t row,
     Store(score, scores + j);
   }
   const int64_t head = run.head_of(row);
-  const int64_t first = step.first_page * kPageTokens;
-  const KeyRange keys = {first + columns.begin, first + columns.end};
-  AddAlibi(args, run.sequence, head, run.position_of(row), keys, scores + columns.begin);
-  AddMask(args, run.sequence, head, run.position_of(row), keys, scores + columns.begin);
+  for (int64_t i = columns.begin / kPageTokens; i * kPageTokens < columns.end; ++i) {
+    const int64_t begin = Clamp(columns.begin, i * kPageTokens, (i + 1) * kPageTokens);
+    const int64_t end = Clamp(columns.end, i * kPageTokens, (i + 1) * kPageTokens);
+    const int64_t first = (step.pages[i] - i) * kPageTokens;
+    const KeyRange keys = {first + begin, first + end};
+    AddAlibi(args, run.sequence, head, run.position_of(row), keys, scores + begin);
+    AddMask(args, run.sequence, head, run.position_of(row), keys, scores + begin);
+  }
 }

@@ -27,8 +27,18 @@ inline VecF Exp2(VecF x) {
 
 inline float Exp2One(float x) { return Exp2(Broadcast(x))[0]; }
 
-// The state of one row within a segment: the reference of its exponentials in powers of two, and
-// their sum. Beside it, elsewhere, the sum of weights times values.
+// Scores still lack this factor: those that were transformed have the scale in them.
+inline bool TransformsScores(const AttentionArgs& args) {
+  return args.soft_cap > 0.0f || args.alibi_slopes != nullptr ||
+         args.mask.type != MaskType::kNone || !(args.scale > 0.0f);
+}
+inline float ScoreFactor(const AttentionArgs& args) {
+  return TransformsScores(args) ? 1.0f : args.scale;
+}
+
+// The state of one row within a segment: the score that its exponentials are relative to (before
+// ScoreFactor: large scores, such as masks' lowest numbers, must cancel exactly and not overflow),
+// and their sum. Beside it, elsewhere, the sum of weights times values.
 struct RowState {
   float reference;
   float sum;
@@ -41,8 +51,8 @@ inline void ScaleRow(float factor, int64_t columns, float* row) {
 
 // (state, output) += (other, more): FlashAttention's merge by log-sum-exp. A part that saw nothing
 // changes no bit.
-inline void MergeRow(RowState other, const float* more, int64_t columns, RowState* state,
-                     float* output) {
+inline void MergeRow(RowState other, const float* more, int64_t columns, float factor,
+                     RowState* state, float* output) {
   if (other.sum == 0.0f) return;  // false for NaN
   if (state->sum == 0.0f) {
     *state = other;
@@ -50,8 +60,8 @@ inline void MergeRow(RowState other, const float* more, int64_t columns, RowStat
     return;
   }
   const float reference = other.reference > state->reference ? other.reference : state->reference;
-  const float a = Exp2One(state->reference - reference);
-  const float b = Exp2One(other.reference - reference);
+  const float a = Exp2One((state->reference - reference) * factor);
+  const float b = Exp2One((other.reference - reference) * factor);
   state->reference = reference;
   state->sum = state->sum * a + other.sum * b;
   for (int64_t c = 0; c < columns; c += kLanes) {
@@ -83,11 +93,8 @@ inline void HideColumns(const VisibleColumns& columns, float* row) {
   }
 }
 
-// row[j] -> 2^(factor * row[j] - reference) for the columns [first, last); adds them to the state's
-// sum and, where the maximum has grown by too much, rescales the sum and the output.
-template <class A>
-inline void WeighScores(int64_t first, int64_t last, float factor, float* row, RowState* state,
-                        float* output, int64_t columns) {
+// The largest of the columns [first, last) that is not NaN; -inf where there is none.
+inline float LargestScore(int64_t first, int64_t last, const float* row) {
   VecF largest = Broadcast(-kInfinity);
   VecF other = largest;
   int64_t j = first;
@@ -96,20 +103,57 @@ inline void WeighScores(int64_t first, int64_t last, float factor, float* row, R
     other = MaxOrSecond(Load(row + j + kLanes), other);
   }
   if (j < last) largest = MaxOrSecond(Load(row + j), largest);
-  largest = MaxOrSecond(other, largest);
-  const float top = HorizontalMax(largest) * factor;
-  if (top > state->reference + kRescaleLag) {
-    const float scale = Exp2One(state->reference - top);
+  return HorizontalMax(MaxOrSecond(other, largest));
+}
+
+// Moves the row's reference to `top`, where that has grown by too much.
+inline void RaiseReference(float top, float factor, RowState* state, float* output,
+                           int64_t columns) {
+  if (!((top - state->reference) * factor > kRescaleLag)) return;
+  if (state->reference != -kInfinity) {
+    const float scale = Exp2One((state->reference - top) * factor);
     state->sum *= scale;
-    if (state->reference != -kInfinity) ScaleRow(scale, columns, output);
-    state->reference = top;
+    ScaleRow(scale, columns, output);
   }
-  const float reference = state->reference == -kInfinity ? 0.0f : state->reference;
-  VecF sums = {};
-  for (j = first; j < last; j += kLanes) {
-    const VecF p = Exp2(Load(row + j) * factor - reference);
-    sums += p;
-    A::SetWeights(p, row, j);
+  state->reference = top;
+}
+
+// row[j] -> 2^(factor * (row[j] - reference)) for the columns [first, last) of kRows rows side by
+// side, which hides the exponential's latency; adds them to the states' sums.
+template <class A, int kRows>
+[[gnu::always_inline]] inline void WeighTogether(int64_t first, int64_t last, float factor,
+                                                 float* row, RowState* states) {
+  VecF references[kRows];
+  VecF sums[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    const float reference = states[r].reference;
+    references[r] = Broadcast(reference == -kInfinity ? 0.0f : reference);
+    sums[r] = Broadcast(0.0f);
   }
-  state->sum += HorizontalSum(sums);
+  for (int64_t j = first; j < last; j += kLanes) {
+    for (int r = 0; r < kRows; ++r) {
+      float* const scores = row + r * kStepStride;
+      const VecF p = Exp2((Load(scores + j) - references[r]) * factor);
+      sums[r] += p;
+      A::SetWeights(p, scores, j);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) states[r].sum += HorizontalSum(sums[r]);
+}
+
+// Weights of the columns [first, last) of `rows` rows of scores, with their states and outputs. All
+// maxima come first, so that rows do not wait for each other.
+template <class A>
+inline void WeighScores(int64_t first, int64_t last, float factor, int64_t rows, float* row,
+                        RowState* states, float* output, int64_t columns) {
+  float tops[kBlockRows];
+  for (int64_t r = 0; r < rows; ++r) tops[r] = LargestScore(first, last, row + r * kStepStride);
+  for (int64_t r = 0; r < rows; ++r) {
+    RaiseReference(tops[r], factor, states + r, output + r * columns, columns);
+  }
+  int64_t r = 0;
+  for (; r + 2 <= rows; r += 2) {
+    WeighTogether<A, 2>(first, last, factor, row + r * kStepStride, states + r);
+  }
+  if (r < rows) WeighTogether<A, 1>(first, last, factor, row + r * kStepStride, states + r);
 }

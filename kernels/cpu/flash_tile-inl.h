@@ -103,6 +103,10 @@ struct Widened {
     reinterpret_cast<float*>(block)[d * kBlockRows + row] = value;
   }
 
+  static inline float GetQuery(const char* block, int64_t d, int row) {
+    return reinterpret_cast<const float*>(block)[d * kBlockRows + row];
+  }
+
   // scores[r][key] = sum over `groups` groups of dimensions, for kN vectors of keys; panels lie
   // `panel_bytes` apart. `fetch`: what comes next in memory.
   template <int kM, int kN>

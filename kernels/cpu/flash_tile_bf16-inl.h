@@ -25,10 +25,16 @@ struct NativeBFloat16 {
                                                    reinterpret_cast<__m512bh>(b)));
   }
 
-  // Pairs of dimensions, rows of a block interleaved: [groups][kBlockRows][2].
+  // Pairs of dimensions, rows of a block interleaved: [groups][kBlockRows][2]. Queries are bfloat16
+  // already: nothing is rounded.
   static inline void SetQuery(char* block, int64_t d, int row, float value) {
-    const uint16_t half = NarrowBFloat16(value);
+    const auto half = static_cast<uint16_t>(BitsOf(value) >> 16);
     __builtin_memcpy(block + ((d / 2 * kBlockRows + row) * 2 + d % 2) * 2, &half, sizeof(half));
+  }
+
+  static inline float GetQuery(const char* block, int64_t d, int row) {
+    return WidenBFloat16(LoadHalf(
+        reinterpret_cast<const uint16_t*>(block + ((d / 2 * kBlockRows + row) * 2 + d % 2) * 2)));
   }
 
   template <int kM, int kN>

@@ -20,19 +20,29 @@ void WeighRowsOfBlock(const Tile<A>& tile, int64_t block) {
   const FlashRun<A>& run = tile.run;
   const BlockColumns& all = tile.columns[block];
   if (all.end == 0) return;
-  for (int64_t r = 0; r < tile.rows_of(block); ++r) {
-    const int64_t row = tile.row + block * kBlockRows + r;
-    VisibleColumns columns = ColumnsOfRow(run, tile.step, row);
-    columns.first = all.begin / kLanes * kLanes;
-    columns.last = cpu::RoundUpTo(all.end, kLanes);
+  const float factor = ScoreFactor(run.args) * kLog2E;
+  VisibleColumns columns = {all.begin / kLanes * kLanes, cpu::RoundUpTo(all.end, kLanes), all.begin,
+                            all.end};
+  const bool same = all.begin == all.common_begin && all.end == all.common_end;
+  const int64_t rows = tile.rows_of(block);
+  const int64_t first_row = tile.row + block * kBlockRows;
+  const bool hides = !same || all.begin > columns.first || all.end < columns.last;
+  const bool transforms = run.transforms || A::kPageType == ElementType::kInt8;
+  for (int64_t r = 0; r < rows && (hides || transforms); ++r) {
     float* const scores = tile.scores_of(block) + r * kStepStride;
-    TransformScores(run, tile.step, row, columns, scores);
-    HideColumns(columns, scores);
-    const float factor = run.transforms ? kLog2E : run.args.scale * kLog2E;
-    WeighScores<A>(columns.first, columns.last, factor, scores, run.states + row,
-                   run.output + row * run.out_stride, run.out_stride);
-    if constexpr (A::kPageType == ElementType::kInt8) {
-      ScaleWeights(run, tile.step, columns, scores);
+    if (!same) {
+      const VisibleColumns own = ColumnsOfRange(tile.step, run.ranges[first_row + r]);
+      columns.begin = own.begin;
+      columns.end = own.end;
+    }
+    if (transforms) TransformScores(run, tile.step, first_row + r, columns, scores);
+    if (hides) HideColumns(columns, scores);
+  }
+  WeighScores<A>(columns.first, columns.last, factor, rows, tile.scores_of(block),
+                 run.states + first_row, run.output + first_row * run.out_stride, run.out_stride);
+  if constexpr (A::kPageType == ElementType::kInt8) {
+    for (int64_t r = 0; r < rows; ++r) {
+      ScaleWeights(run, tile.step, columns, tile.scores_of(block) + r * kStepStride);
     }
   }
 }
@@ -104,10 +114,11 @@ bool NeedsCare(const StepValues& values, const BlockColumns& columns, int64_t be
   return !AreFinite<A>(values, begin, inner_begin) || !AreFinite<A>(values, inner_end, end);
 }
 
-// One row with the values of tokens of weight zero left out: product (+)= weights * values, in
-// order.
+// One row with the values of tokens that it does not see left out: product (+)= weights * values,
+// in order. `masked`: a weight of zero may be a token that the mask hides.
 template <class A>
-void CarefulRow(const StepValues& values, const char* weights, bool accumulate, float* product) {
+void CarefulRow(const StepValues& values, const VisibleColumns& columns, bool masked,
+                const char* weights, bool accumulate, float* product) {
   typedef typename A::P P;
   constexpr int kItem = P::kBytes / A::kDepth;
   for (int64_t c = 0; c < values.columns; c += kLanes) {
@@ -117,7 +128,8 @@ void CarefulRow(const StepValues& values, const char* weights, bool accumulate, 
       const char* const from = ValuesAt<P>(values, at, c);
       char seen[kLanes * P::kBytes] = {};
       for (int j = 0; j < A::kDepth; ++j) {
-        if (A::IsZero(weights + (at + j) * A::kOperandBytes)) continue;
+        if (at + j < columns.begin || at + j >= columns.end) continue;
+        if (masked && A::IsZero(weights + (at + j) * A::kOperandBytes)) continue;
         for (int i = 0; i < kLanes; ++i) {
           const int byte = i * P::kBytes + j * kItem;
           __builtin_memcpy(seen + byte, from + byte, kItem);
@@ -136,13 +148,16 @@ inline void TakeColumns(const BlockColumns& columns, int64_t from, int64_t to, S
   values->end = cpu::RoundUpTo(Clamp(columns.end, from, to), A::kDepth);
 }
 
-// A block's rows with the tokens of values->begin to values->end, those of weight zero left out,
-// into the product.
+// A block's rows with the tokens of values->begin to values->end, those that a row does not see
+// left out, into the product.
 template <class A>
 void AddCarefully(const Tile<A>& tile, int64_t block, bool accumulate, const StepValues& values) {
   const char* const weights = reinterpret_cast<const char*>(tile.scores_of(block));
+  const bool masked = tile.run.args.mask.type != MaskType::kNone;
   for (int64_t r = 0; r < tile.rows_of(block); ++r) {
-    CarefulRow<A>(values, weights + r * kStepStride * 4, accumulate,
+    const int64_t row = tile.row + block * kBlockRows + r;
+    CarefulRow<A>(values, ColumnsOfRange(tile.step, tile.run.ranges[row]), masked,
+                  weights + r * kStepStride * 4, accumulate,
                   tile.product_of(block) + r * tile.run.out_stride);
   }
 }
@@ -200,11 +215,9 @@ bool ValuesOfTile(const Tile<A>& tile, StepValues* values) {
     careful[block] = false;
     TakeColumns<A>(tile.columns[block], 0, kStepKeys, values);
     if (values->begin >= values->end) continue;
+    run.counters->value_pairs += tile.rows_of(block) * (values->end - values->begin);
     careful[block] = NeedsCare<A>(*values, tile.columns[block], values->begin, values->end);
-    if (!careful[block]) {
-      run.counters->value_pairs += tile.rows_of(block) * (values->end - values->begin);
-      continue;
-    }
+    if (!careful[block]) continue;
     AddCarefully(tile, block, false, *values);
     AddProduct(tile, block);
   }

@@ -1,25 +1,24 @@
 // Which instruction set the CPU kernels use: detected once, best first. The environment variable
-// ATTN_FORCE_ISA (scalar, avx2, avx512) overrides the choice.
+// ATTN_FORCE_ISA (scalar, avx2, avx512, avx512_bf16) overrides the choice.
 #pragma once
 
 #include "kernels/attention_args.h"
-#include "kernels/cpu/flash_attention.h"
-#include "kernels/cpu/page_packing.h"
+#include "kernels/cpu/isa_units.h"
 
 namespace attn::kernels::cpu {
 
-// One row per compiled instruction set: its name and its kernels.
-struct IsaKernels {
+// One row per compiled instruction set: its kernels and its name.
+struct IsaKernels : UnitKernels {
   const char* name;
   bool (*supported)();  // by this CPU and operating system
-  void (*standard_attention)(const AttentionArgs&, int64_t task, void* workspace,
-                             const bool* cancelled);
-  void (*flash_attention)(const AttentionArgs&, const FlashPlan&, const FlashTask&, void* scratch,
-                          float* partials, const bool* cancelled, FlashCounters*);
-  void (*merge_flash)(const AttentionArgs&, const FlashTask&, float* partials);
-  void (*pack_tokens)(const PageLayout&, const TokenRows&, PageRange, void* page);
-  void (*unpack_tokens)(const PageLayout&, const void* page, PageRange, const MutableTokenRows&);
 };
+
+// What its flash kernel rounds weights to before values are multiplied with them.
+inline ElementType FlashWeightType(const IsaKernels& isa, const AttentionArgs& args) {
+  const bool native = isa.native_bfloat16 && args.dtype == ElementType::kBFloat16 &&
+                      args.kv_dtype == ElementType::kBFloat16;
+  return native ? ElementType::kBFloat16 : ElementType::kFloat32;
+}
 
 struct IsaTable {
   const IsaKernels* rows;

@@ -1,51 +1,50 @@
-// What each unit that is compiled for an instruction set defines, and what it shares with the code
-// that plans its work.
+// What each unit that is compiled for an instruction set exports (isa_unit-inl.h), and what it
+// shares with the code that plans its work.
 #pragma once
 
 #include "kernels/attention_args.h"
 #include "kernels/cpu/flash_attention.h"
 #include "kernels/cpu/page_packing.h"
+#include "kernels/cpu/sparse_selection.h"
 
 namespace attn::kernels {
 
 // The widest panel of keys of any unit: what the standard kernel's workspace has room for.
 constexpr int64_t kMaxPanelKeys = 64;
 
-namespace scalar {
-void FlashAttention(const AttentionArgs& args, const cpu::FlashPlan& plan,
-                    const cpu::FlashTask& task, void* scratch, float* partials,
-                    const bool* cancelled, cpu::FlashCounters* counters);
-void MergeFlashAttention(const AttentionArgs& args, const cpu::FlashTask& task, float* partials);
-void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
-                       const bool* cancelled);
-void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
-                void* page);
-void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange range,
-                  const cpu::MutableTokenRows& rows);
-}  // namespace scalar
-namespace avx2 {
-void FlashAttention(const AttentionArgs& args, const cpu::FlashPlan& plan,
-                    const cpu::FlashTask& task, void* scratch, float* partials,
-                    const bool* cancelled, cpu::FlashCounters* counters);
-void MergeFlashAttention(const AttentionArgs& args, const cpu::FlashTask& task, float* partials);
-void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
-                       const bool* cancelled);
-void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
-                void* page);
-void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange range,
-                  const cpu::MutableTokenRows& rows);
-}  // namespace avx2
+namespace cpu {
+
+// The kernels of one unit: what their names say in standard_attention.h, flash_attention.h and
+// page_packing.h.
+struct UnitKernels {
+  // Flash multiplies in bfloat16 where queries and keys are bfloat16: the weights that values are
+  // multiplied with are rounded to it (their sum is not).
+  bool native_bfloat16;
+  void (*standard_attention)(const AttentionArgs&, int64_t task, void* workspace,
+                             const bool* cancelled);
+  void (*flash_attention)(const AttentionArgs&, const FlashPlan&, const FlashTask&, void* scratch,
+                          float* partials, const bool* cancelled, FlashCounters*);
+  void (*merge_flash)(const AttentionArgs&, const FlashTask&, float* partials);
+  void (*summarize_keys)(const AttentionArgs&, const FlashPlan&, const FlashSummaryTask&,
+                         void* scratch);
+  SelectionResult (*select_pages)(const SelectionTask&, int32_t* pages, void* scratch);
+  void (*pack_tokens)(const PageLayout&, const TokenRows&, PageRange, void* page);
+  void (*unpack_tokens)(const PageLayout&, const void* page, PageRange, const MutableTokenRows&);
+};
+
+}  // namespace cpu
+
+namespace avx512_bf16 {
+extern const cpu::UnitKernels kUnit;
+}
 namespace avx512 {
-void FlashAttention(const AttentionArgs& args, const cpu::FlashPlan& plan,
-                    const cpu::FlashTask& task, void* scratch, float* partials,
-                    const bool* cancelled, cpu::FlashCounters* counters);
-void MergeFlashAttention(const AttentionArgs& args, const cpu::FlashTask& task, float* partials);
-void StandardAttention(const AttentionArgs& args, int64_t task, void* workspace,
-                       const bool* cancelled);
-void PackTokens(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageRange range,
-                void* page);
-void UnpackTokens(const PageLayout& layout, const void* page, cpu::PageRange range,
-                  const cpu::MutableTokenRows& rows);
-}  // namespace avx512
+extern const cpu::UnitKernels kUnit;
+}
+namespace avx2 {
+extern const cpu::UnitKernels kUnit;
+}
+namespace scalar {
+extern const cpu::UnitKernels kUnit;
+}
 
 }  // namespace attn::kernels

@@ -25,26 +25,6 @@ inline typename Elements<kTo>::Type ConvertOne(const typename Elements<kFrom>::T
   }
 }
 
-// The bfloat16 of each lane in the lane's upper half; the lower half is not zero.
-inline VecU RoundToUpperHalf(VecF v) {
-  const VecU bits = reinterpret_cast<VecU>(v);
-  return v == v ? bits + 0x7fffu + (bits >> 16 & 1u) : bits | 0x400000u;
-}
-
-inline VecHalf NarrowFloat16(VecF v) {
-#if ATTN_VEC_BYTES == 64
-  return reinterpret_cast<VecHalf>(
-      _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
-#elif ATTN_VEC_BYTES == 32
-  return reinterpret_cast<VecHalf>(
-      _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
-#else
-  VecHalf halves;
-  for (int i = 0; i < kLanes; ++i) halves[i] = NarrowFloat16(static_cast<float>(v[i]));
-  return halves;
-#endif
-}
-
 template <typename Vec>
 inline void StoreVec(Vec v, void* to) {
   __builtin_memcpy(to, &v, sizeof(v));

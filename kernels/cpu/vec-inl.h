@@ -36,10 +36,12 @@ inline VecF Load(const float* from) {
 inline void Store(VecF v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
 
 #if ATTN_VEC_BYTES == 64
+// By a shuffle: through memory, a sum would stay there for as long as it is added to.
 inline __m256 Half(VecF v, int which) {
-  __m256 half;
-  __builtin_memcpy(&half, reinterpret_cast<const char*>(&v) + 32 * which, sizeof(half));
-  return half;
+  typedef float Lanes8 __attribute__((vector_size(32)));
+  const Lanes8 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  const Lanes8 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  return reinterpret_cast<__m256>(which == 0 ? low : high);
 }
 #endif
 
@@ -202,23 +204,45 @@ inline VecF LoadFirst(const typename Elements<kType>::Type* from, int64_t count)
   return Load(values);
 }
 
+// The bfloat16 of each lane in the lane's upper half; the lower half is not zero.
+inline VecU RoundToUpperHalf(VecF v) {
+  const VecU bits = reinterpret_cast<VecU>(v);
+  return v == v ? bits + 0x7fffu + (bits >> 16 & 1u) : bits | 0x400000u;
+}
+
+inline VecHalf NarrowFloat16(VecF v) {
+#if ATTN_VEC_BYTES == 64
+  return reinterpret_cast<VecHalf>(
+      _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif ATTN_VEC_BYTES == 32
+  return reinterpret_cast<VecHalf>(
+      _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  VecHalf halves;
+  for (int i = 0; i < kLanes; ++i) halves[i] = NarrowFloat16(static_cast<float>(v[i]));
+  return halves;
+#endif
+}
+
 // Writes the first `count` <= kLanes lanes as elements [at, at + count) of `to`, rounded to nearest
 // even.
 inline void StoreFirst(VecF v, int64_t count, ElementType type, void* to, int64_t at) {
-  float values[kLanes];
-  Store(v, values);
-  if (type == ElementType::kFloat32) {
-    char* const bytes = static_cast<char*>(to) + at * 4;
-    if (count == kLanes) {
-      __builtin_memcpy(bytes, &v, sizeof(v));
-    } else {
-      __builtin_memcpy(bytes, values, static_cast<size_t>(count) * 4);
-    }
-    return;
+  const size_t bytes = static_cast<size_t>(count) * (type == ElementType::kFloat32 ? 4 : 2);
+  char* const out = static_cast<char*>(to) + at * (type == ElementType::kFloat32 ? 4 : 2);
+  VecHalf halves = {};
+  const void* from = &v;
+  if (type == ElementType::kFloat16) {
+    halves = NarrowFloat16(v);
+    from = &halves;
+  } else if (type == ElementType::kBFloat16) {
+    halves = __builtin_convertvector(RoundToUpperHalf(v) >> 16, VecHalf);
+    from = &halves;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t half =
-        type == ElementType::kFloat16 ? NarrowFloat16(values[i]) : NarrowBFloat16(values[i]);
-    __builtin_memcpy(static_cast<char*>(to) + (at + i) * 2, &half, sizeof(half));
+  if (count < kLanes) {
+    __builtin_memcpy(out, from, bytes);
+  } else if (type == ElementType::kFloat32) {
+    __builtin_memcpy(out, &v, sizeof(v));
+  } else {
+    __builtin_memcpy(out, &halves, sizeof(halves));
   }
 }

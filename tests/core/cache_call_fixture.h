@@ -16,7 +16,7 @@ namespace attn::testing {
 using Ids = std::vector<std::int64_t>;
 
 inline constexpr std::uint64_t kCacheBytes = 1 << 20;
-inline constexpr std::uint64_t kPlainBlock = 64 * 10 * 2;  // of "plain", in float16
+inline constexpr std::uint64_t kPlainBlock = 64 * (5 + 16) * 2;  // of "plain", in float16
 
 inline Ids Range(std::int64_t first, std::int64_t count) {
   Ids ids;

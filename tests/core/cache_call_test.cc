@@ -304,6 +304,33 @@ TEST_F(CacheCallTest, WithoutAModelTheFirstAppendDecides) {
   EXPECT_EQ(ErrorDetailsOf(Run({session}, other))["field"], "layer.stack");
 }
 
+TEST_F(CacheCallTest, Int8CachesAreCopiedCutAndLetGoAsOthers) {
+  const std::uint64_t plain = 64 * (8 + 16) + 2 * 64 * 4;  // 5 dimensions padded, and the scales
+  const auto session = fixture_.Open("plain", {.cache_dtype = DType::kInt8});
+  Append(session, Range(1, 70));
+  EXPECT_EQ(Layer(*session).dims.dtype, DType::kInt8);
+  EXPECT_EQ(Differs(session, Range(1, 70)), "");
+  EXPECT_EQ(fixture_.pool().used(), 2 * plain);
+  // A fork writes into the middle of a block that it shared: four tokens of a value lie together.
+  const auto fork = fixture_.table().Fork(*session, 67, 1)->front();
+  Append(fork, Range(900, 3));
+  EXPECT_EQ(Differs(fork, Joined(Range(1, 67), Range(900, 3))), "");
+  EXPECT_EQ(Differs(session, Range(1, 70)), "");
+  EXPECT_EQ(fixture_.pool().used(), 3 * plain);
+  // Cut, and written over.
+  LayerCall call = Tokens("plain", {Range(500, 80)});
+  call.request.truncate = {3};
+  ASSERT_TRUE(Run({session}, call).ok());
+  EXPECT_EQ(Differs(session, Joined(Range(1, 3), Range(500, 80))), "");
+  EXPECT_EQ(Differs(fork, Joined(Range(1, 67), Range(900, 3))), "");
+  // A window of 20, and 64 tokens that can be cut again.
+  const auto window = fixture_.Open("windows", {.cache_dtype = DType::kInt8});
+  for (std::int64_t at = 1; at < 400; at += 50) Append(window, Range(at, 50));
+  EXPECT_EQ(Differs(window, Range(1, 400)), "");
+  EXPECT_GT(Layer(*window).first_token, 200);
+  EXPECT_FALSE(Layer(*window).blocks.front());
+}
+
 TEST_F(CacheCallTest, SessionsOfACallHaveTheSameDtypeAndDimensions) {
   const auto half = fixture_.Open("", {.cache_dtype = DType::kFloat16});
   const auto brain = fixture_.Open("", {.cache_dtype = DType::kBFloat16});

@@ -29,7 +29,8 @@ class SessionInspector {
 namespace attn::testing {
 
 // An element of token `id`'s key (elements from 0) or value (elements from kValueElements): a small
-// multiple of 1/8, exact in every cache dtype, so that contents can be compared bit by bit.
+// multiple of 1/8, exact in every floating-point dtype and found again in int8, so that contents
+// can be compared bit by bit.
 inline constexpr std::int64_t kValueElements = 1000;
 float TokenElement(std::int64_t id, std::int64_t head, std::int64_t element);
 

@@ -11,12 +11,18 @@ constexpr std::int64_t kTokens = 64;  // of a block
 
 std::int64_t Blocks(std::int64_t tokens) { return (tokens + kTokens - 1) / kTokens; }
 
-// Keys of an odd dimension are padded where elements lie in pairs.
+// Keys are padded where their elements lie in pairs or fours, values to 16 columns; int8 has two
+// scales for each token.
 std::uint64_t BytesOfBlock(const CacheDims& dims) {
-  const bool pairs = dims.dtype == DType::kBFloat16;
-  const std::int64_t item = dims.dtype == DType::kFloat32 ? 4 : 2;
-  const std::int64_t key = pairs ? (dims.head_dim + 1) / 2 * 2 : dims.head_dim;
-  return static_cast<std::uint64_t>(dims.num_kv_heads * kTokens * (key + dims.value_dim) * item);
+  const auto item = static_cast<std::int64_t>(ItemSize(dims.dtype));
+  const std::int64_t group = dims.dtype == DType::kInt8       ? 4
+                             : dims.dtype == DType::kBFloat16 ? 2
+                                                              : 1;
+  const std::int64_t key = (dims.head_dim + group - 1) / group * group;
+  const std::int64_t scales = dims.dtype == DType::kInt8 ? 2 * 4 : 0;
+  const std::int64_t value = (dims.value_dim + 15) / 16 * 16;
+  const std::int64_t token = (key + value) * item + scales;
+  return static_cast<std::uint64_t>(dims.num_kv_heads * kTokens * token);
 }
 
 Outcome Fits(const PlainPool& pool, std::uint64_t bytes) {

@@ -16,13 +16,14 @@ namespace {
 
 constexpr std::uint32_t kSeed = 20240229;
 constexpr int kOperations = 20000;
-constexpr std::uint64_t kCacheBytes = 1500 << 10;
+constexpr std::uint64_t kCacheBytes = 4000 << 10;
 constexpr std::size_t kMaxSessions = 400;
 constexpr std::int64_t kBusySessions = 50;
 constexpr int kCompareAllEvery = 100;
 
 const char* const kModels[] = {"", "windows", "plain"};
 constexpr DType kFloating[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr DType kOfCaches[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kInt8};
 
 CacheKey Self(std::uint32_t layer) { return {"", layer, AttentionKind::kSelf}; }
 CacheKey Cross(std::uint32_t layer) { return {"", layer, AttentionKind::kCross}; }
@@ -129,7 +130,7 @@ void SessionModelTest::Open() {
   auto plain = std::make_shared<PlainSession>();
   plain->model = model;
   SessionOptions options;
-  if (Percent(model.empty() ? 60 : 30)) options.cache_dtype = OneOf(kFloating);
+  if (Percent(model.empty() ? 60 : 30)) options.cache_dtype = OneOf(kOfCaches);
   options.time_to_live_seconds = static_cast<double>(300 + UpTo(2000));
   if (Percent(50)) options.rollback_tokens = static_cast<std::uint64_t>(1 + UpTo(80));
   if (!model.empty() && Percent(15)) {
@@ -166,7 +167,7 @@ void SessionModelTest::Fork() {
   const std::shared_ptr<Session> session = Find(parent);
   if (session == nullptr) return;
   std::optional<std::int64_t> length;
-  if (Percent(60)) length = UpTo(400);
+  if (Percent(80)) length = UpTo(400);
   const auto count = static_cast<std::uint32_t>(UpTo(3));
   Outcome expected;
   std::vector<std::shared_ptr<PlainSession>> plain;

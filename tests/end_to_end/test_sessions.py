@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from attnd import errors
+from attnd._proto.attention.v1 import attention_pb2, types_pb2
 from end_to_end import reference
 from end_to_end.session_caller import (
     DIM,
@@ -351,6 +352,70 @@ def test_a_cache_of_another_dtype(caller, cache_dtype):
         assert session.get().bytes == 2 * 2 * PAGE * KV_HEADS * DIM * size
 
 
+def int8(array):
+    """What a cache in int8 makes of it: a scale for each token and head."""
+    scale = np.abs(array).max(axis=-1, keepdims=True) / np.float32(127)
+    return np.rint(array / scale) * scale
+
+
+@pytest.fixture
+def int8_session(client, channel):
+    """The Python client names the dtypes of tensors only, and int8 is none."""
+    open_session = channel.unary_unary(
+        "/attention.v1.AttentionService/OpenSession",
+        attention_pb2.OpenSessionRequest.SerializeToString,
+        attention_pb2.OpenSessionResponse.FromString,
+    )
+    request = attention_pb2.OpenSessionRequest(cache_dtype=types_pb2.DATA_TYPE_INT8)
+    return client.attach_session(open_session(request).session_id)
+
+
+def test_a_cache_in_int8(caller, int8_session):
+    """A quarter of float32's bytes, and scales; appended to, forked and cut as any other."""
+    seen = {}
+    with int8_session as session:
+        for count in (70, 1, 3):
+            key, value = caller.tokens(count), caller.tokens(count)
+            query = caller.tokens(count, HEADS)
+            result = caller.client.attend(query, key, value, sessions=[session])
+            extend(seen, int8(key), int8(value))
+            assert_attends(query, result, seen)
+        assert session.get().bytes == 2 * KV_HEADS * 2 * PAGE * (DIM + 4)
+        (fork,) = session.fork(length=66)
+        own = {name: array[:, :, :66] for name, array in seen.items()}
+        key, value = caller.tokens(5), caller.tokens(5)
+        query = caller.tokens(5, HEADS)
+        result = caller.client.attend(query, key, value, sessions=[fork])
+        extend(own, int8(key), int8(value))
+        assert_attends(query, result, own)
+        assert_holds(caller, session, seen)
+        query = caller.tokens(2, HEADS)
+        for implementation in ("standard", "torch_sdpa"):
+            result = caller.client.attend(
+                query,
+                sessions=[session],
+                cache_mode="read_only",
+                truncate=65,
+                implementation=implementation,
+            )
+            cut_to = {name: array[:, :, :65] for name, array in seen.items()}
+            assert_attends(query, result, cut_to)
+
+
+def test_int8_does_not_hide_what_is_no_number(caller, int8_session):
+    key, value = caller.tokens(5), caller.tokens(5)
+    key[0, 0, 3, 7] = np.inf
+    query = caller.tokens(5, HEADS)
+    with int8_session as session:
+        result = caller.client.attend(
+            query, key, value, sessions=[session], is_causal=True, implementation="standard"
+        )
+    half = HEADS // KV_HEADS  # query heads of the first KV head
+    assert np.isnan(result.output[0, :half, 3:]).all()
+    assert np.isfinite(result.output[0, :half, :3]).all()
+    assert np.isfinite(result.output[0, half:]).all()
+
+
 def test_the_first_append_says_what_a_session_without_a_model_holds(caller):
     random = caller.random
     half = [random.standard_normal((1, heads, 5, 8)).astype(np.float16) for heads in (3, 1, 1)]
@@ -360,11 +425,11 @@ def test_the_first_append_says_what_a_session_without_a_model_holds(caller):
         caller.client.attend(*half, layer=1023, sessions=[session])
         (cache,) = session.get().layers
         assert (cache.layer, cache.length) == (1023, 5)
-        assert session.get().bytes == 2 * PAGE * 8 * 2
+        assert session.get().bytes == PAGE * (8 + 16) * 2  # values fill 16 columns
         history = {}
         # Another layer may have other dimensions, but not another dtype.
         caller.append(session, history, 4, layer=0)
-        assert session.get().bytes == 2 * PAGE * 8 * 2 + 2 * PAGE * KV_HEADS * DIM * 2
+        assert session.get().bytes == PAGE * (8 + 16) * 2 + 2 * PAGE * KV_HEADS * DIM * 2
 
 
 def test_cross_attention_caches_are_apart(caller, spec_model):

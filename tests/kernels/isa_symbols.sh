@@ -9,8 +9,8 @@ fi
 status=0
 for object in "$@"; do
   symbols=$(nm --demangle "$object")
-  if ! grep -q ' T attn::kernels::' <<<"$symbols"; then
-    echo "$object: defines nothing of attn::kernels" >&2
+  if ! grep -q ' [DR] attn::kernels::[a-z0-9_]*::kUnit' <<<"$symbols"; then
+    echo "$object: exports no unit of attn::kernels" >&2
     status=1
   fi
   if shared=$(grep -E '^[0-9a-f ]+ [WwVvu] ' <<<"$symbols"); then

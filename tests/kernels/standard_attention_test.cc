@@ -260,7 +260,8 @@ TEST(StandardAttention, RunsTheActiveIsa) {
   const kernels::TaskPlan plan = kernels::cpu::PlanStandardAttention(problem.args());
   EXPECT_EQ(plan.num_tasks, 1);
   EXPECT_EQ(plan.task_workspace_bytes,
-            kernels::cpu::StandardAttentionTaskBytes(c.q_len, c.q_len * c.kv_len, c.head_dim));
+            kernels::cpu::StandardAttentionTaskBytes(c.q_len, c.q_len * c.kv_len, c.head_dim,
+                                                     problem.args().value_dim));
   std::vector<char> memory(plan.task_workspace_bytes + 64);
   void* workspace = memory.data();
   std::size_t space = memory.size();

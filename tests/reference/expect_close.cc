@@ -44,7 +44,7 @@ struct Tolerance {
 };
 
 Tolerance ToleranceOf(const AttentionArgs& args, const Sequence& sequence,
-                      const ReferenceResult& result) {
+                      const ReferenceResult& result, ElementType weights) {
   constexpr double kEpsilon = 0x1p-23;
   // Errors of a sum of n terms grow like its square root, not like n; 4 covers the operations
   // around it and bad luck.
@@ -54,7 +54,9 @@ Tolerance ToleranceOf(const AttentionArgs& args, const Sequence& sequence,
   tolerance.scaled = dot * result.product_magnitude;
   tolerance.masked = tolerance.scaled + 4 * kEpsilon * result.bias_magnitude;
   tolerance.probability = 2 * tolerance.masked + sum;
-  tolerance.output = tolerance.probability * result.value_magnitude;
+  // In float32 the weights are what they are: their sums' rounding is all.
+  const double rounded = weights == ElementType::kFloat32 ? 0 : RoundingOf(weights).relative;
+  tolerance.output = (tolerance.probability + rounded) * result.value_magnitude;
   tolerance.lse = tolerance.masked + sum;
   return tolerance;
 }
@@ -109,9 +111,9 @@ std::string At(const char* name, int64_t b, const char* axes, int64_t x, int64_t
 }
 
 void CompareRows(const AttentionArgs& args, int64_t b, const ReferenceResult& expected,
-                 Worst* worst) {
+                 ElementType weights, Worst* worst) {
   const Sequence& sequence = args.sequences[b];
-  const Tolerance tolerance = ToleranceOf(args, sequence, expected);
+  const Tolerance tolerance = ToleranceOf(args, sequence, expected, weights);
   const Rounding rounding = RoundingOf(args.output_dtype);
   for (int64_t row = 0; row < sequence.q_len; ++row) {
     for (int64_t head = 0; head < args.num_heads; ++head) {
@@ -139,7 +141,7 @@ void CompareWeights(const AttentionArgs& args, int64_t b, const ReferenceResult&
                     Worst* worst) {
   const Sequence& sequence = args.sequences[b];
   if (args.stage == ScoreStage::kNone || sequence.weights == nullptr) return;
-  const Tolerance tolerance = ToleranceOf(args, sequence, expected);
+  const Tolerance tolerance = ToleranceOf(args, sequence, expected, ElementType::kFloat32);
   const Rounding rounding = RoundingOf(args.output_dtype);
   for (int64_t head = 0; head < args.num_heads; ++head) {
     for (int64_t row = 0; row < sequence.q_len; ++row) {
@@ -163,14 +165,15 @@ void CompareWeights(const AttentionArgs& args, int64_t b, const ReferenceResult&
 }  // namespace
 
 testing::AssertionResult ExpectAttentionClose(const AttentionArgs& args,
-                                              const std::vector<ReferenceResult>& expected) {
+                                              const std::vector<ReferenceResult>& expected,
+                                              ElementType weights) {
   if (static_cast<int64_t>(expected.size()) != args.num_sequences) {
     return testing::AssertionFailure() << "the reference has " << expected.size() << " sequences";
   }
   Worst worst;
   for (int64_t b = 0; b < args.num_sequences; ++b) {
     const ReferenceResult& result = expected[static_cast<std::size_t>(b)];
-    CompareRows(args, b, result, &worst);
+    CompareRows(args, b, result, weights, &worst);
     CompareWeights(args, b, result, &worst);
   }
   return worst.Verdict();

@@ -15,7 +15,13 @@ namespace attn::reference {
 // terms: errors of a score are proportional to the magnitude of the terms it was summed from,
 // relative errors of a probability to the error of its score, and the result is rounded once to
 // output_dtype. NaN and infinity must be met exactly. A failure names the worst element.
-testing::AssertionResult ExpectAttentionClose(const kernels::AttentionArgs& args,
-                                              const std::vector<ReferenceResult>& expected);
+//
+// `weights`: what a probability (by any factor that its row has in common) is rounded to before it
+// is multiplied with its value, while the sum of them and the LSE stay as they are. Of a row whose
+// probabilities add up to 1 the output then is off by up to half a unit in the last place of its
+// largest value.
+testing::AssertionResult ExpectAttentionClose(
+    const kernels::AttentionArgs& args, const std::vector<ReferenceResult>& expected,
+    kernels::ElementType weights = kernels::ElementType::kFloat32);
 
 }  // namespace attn::reference

@@ -1,0 +1,1 @@
+"""The benchmark of the attention kernels: `scripts/bench kernels`."""

@@ -1,0 +1,1 @@
+"""The systems that are measured, each a module that its worker process alone imports."""

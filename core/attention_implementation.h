@@ -163,6 +163,10 @@ class AttentionImplementation {
                               ExecutionContext& context) const = 0;
 
   virtual MemoryUsage WorkspaceBytes(const AttentionShape& shape, int workers) const = 0;
+
+  // The operations that Attend counts in context.flops. Implementations of our own know them
+  // exactly, but for what `sparse` will leave out, which it takes from the factor.
+  virtual ComputeComplexity Complexity(const AttentionShape& shape) const;
 };
 
 struct ImplementationRow {

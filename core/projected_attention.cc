@@ -269,7 +269,7 @@ attn::MemoryUsage ProjectedAttention::MemoryUsage(const AttentionShape& shape, i
 }
 
 attn::ComputeComplexity ProjectedAttention::ComputeComplexity(const AttentionShape& shape) const {
-  attn::ComputeComplexity work = AttentionComplexity(shape);
+  attn::ComputeComplexity work = implementation_->Complexity(shape);
   work.flops += ProjectionFlops(static_cast<std::uint64_t>(shape.batch * shape.q_len));
   work.growth = "O(n^2 d + n d hidden_size)";
   return work;

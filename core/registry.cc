@@ -14,11 +14,8 @@ namespace attn {
 
 ImplementationTable BuiltInImplementations() {
   static const std::vector<ImplementationRow> rows = {
-      FlashAttentionRow(),
-      TorchSdpaAttentionRow(),
-      StandardAttentionRow(),
-      MemoryEfficientAttentionRow(),
-      SparseAttentionRow(),
+      FlashAttentionRow(),           TorchSdpaAttentionRow(), StandardAttentionRow(),
+      MemoryEfficientAttentionRow(), SparseAttentionRow(),
   };
   return rows;
 }
@@ -110,6 +107,7 @@ ShapeProblem::ShapeProblem(const AttentionShape& shape) {
   args_.mask.type = shape.mask;
   args_.mask.kv_extent = shape.mask_extent;
   args_.paged = shape.paged;
+  args_.stage = shape.stage;
   for (std::int64_t i = 0; i < shape.batch; ++i) {
     const RowShape row = shape.rows.empty()
                              ? RowShape{shape.q_len, shape.kv_len, shape.kv_len - shape.q_len}
@@ -118,6 +116,7 @@ ShapeProblem::ShapeProblem(const AttentionShape& shape) {
     sequence.q_len = row.q_len;
     sequence.kv_len = row.kv_len;
     sequence.first_query_position = row.first_query_position;
+    if (shape.stage != kernels::ScoreStage::kNone) sequence.weights = &args_;  // asked for
   }
   args_.sequences = sequences_.data();
   args_.num_sequences = shape.batch;
@@ -136,6 +135,10 @@ ComputeComplexity AttentionComplexity(const AttentionShape& shape) {
   const double flops = 2.0 * pairs * static_cast<double>(shape.num_heads) *
                        static_cast<double>(shape.head_dim + shape.value_dim);
   return {flops >= 1.8e19 ? UINT64_MAX : static_cast<std::uint64_t>(flops), "O(n^2 d)"};
+}
+
+ComputeComplexity AttentionImplementation::Complexity(const AttentionShape& shape) const {
+  return AttentionComplexity(shape);
 }
 
 absl::Status Unsupported(const std::string& what) {

@@ -36,7 +36,8 @@ struct Pending {
   std::shared_ptr<CacheCall> cache;  // of rows in sessions, in their turn; null: none
   std::shared_ptr<SessionLanes::Turn> turn;
   std::int32_t priority = 0;
-  SparsityOptions sparsity;  // the request's, else the model's
+  SparsityOptions sparsity;         // the request's, else the model's
+  std::uint64_t memory_budget = 0;  // of memory_efficient
   std::shared_ptr<CallContext> context;
   AttentionDone done;
 };
@@ -99,6 +100,7 @@ absl::StatusOr<AttentionAnswer> Execute(Pending& pending) {
   workspace.Reset();
   ExecutionContext execution{device, workspace, pending.context->cancelled_flag()};
   execution.sparsity = pending.sparsity;
+  execution.memory_budget = pending.memory_budget;
   const Clock::time_point start = Clock::now();
   const absl::Status status = pending.execute(choice, answer, execution);
   ExecutionFacts& facts = answer.execution;
@@ -193,8 +195,9 @@ absl::StatusOr<std::shared_ptr<Pending>> MakePending(ServerState& state, const L
   pending->selection.named = execution.implementation;
   pending->priority = execution.priority;
   const HostedModel* const model = pending->pool->model();
-  pending->selection.allow_approximate = (model != nullptr && model->spec().allow_approximate) ||
-                                         execution.sparsity.set();
+  pending->selection.allow_approximate =
+      (model != nullptr && model->spec().allow_approximate) || execution.sparsity.set();
+  pending->memory_budget = state.limits().memory_efficient_bytes;
   pending->sparsity = execution.sparsity;
   if (model != nullptr) pending->sparsity = Override(model->spec().sparsity, execution.sparsity);
   pending->context = context;

@@ -23,6 +23,7 @@ struct Flags {
   std::uint64_t max_message_bytes = 0;
   std::uint64_t max_inflight_bytes = 0;
   std::uint64_t max_workspace_bytes = 0;
+  std::uint64_t memory_efficient_bytes = 0;
   std::uint64_t cache_bytes = 0;
   std::uint32_t max_sessions = 0;
   double session_time_to_live_seconds = 0.0;
@@ -58,6 +59,8 @@ void Declare(CLI::App& app, Flags& flags) {
                  "Of all requests and answers together. Default: 1 GiB");
   app.add_option("--max-workspace-bytes", flags.max_workspace_bytes,
                  "Scratch memory of one execution. Default: 2 GiB");
+  app.add_option("--memory-efficient-bytes", flags.memory_efficient_bytes,
+                 "Scratch memory of one execution by memory_efficient. Default: 1 MiB");
   app.add_option("--cache-bytes", flags.cache_bytes,
                  "Of all sessions' keys and values. Default: a quarter of the memory");
   app.add_option("--max-sessions", flags.max_sessions, "Open at once. Default: 65536");
@@ -97,6 +100,9 @@ bool Apply(const Flags& flags, ServerConfig& config) {
   if (flags.max_message_bytes != 0) config.set_max_message_bytes(flags.max_message_bytes);
   if (flags.max_inflight_bytes != 0) config.set_max_inflight_bytes(flags.max_inflight_bytes);
   if (flags.max_workspace_bytes != 0) config.set_max_workspace_bytes(flags.max_workspace_bytes);
+  if (flags.memory_efficient_bytes != 0) {
+    config.set_memory_efficient_bytes(flags.memory_efficient_bytes);
+  }
   if (flags.cache_bytes != 0) config.set_cache_bytes(flags.cache_bytes);
   if (flags.max_sessions != 0) config.set_max_sessions(flags.max_sessions);
   if (flags.session_time_to_live_seconds != 0.0) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "core/attention_implementation.h"
 #include "core/error.h"
 #include "core/hardware.h"
 #include "server/listen_address.h"
@@ -54,6 +55,7 @@ constexpr Range kRanges[] = {
     {"executor_spin_microseconds", 0, 10000},
     {"drain_seconds", 0, 3600},
     {"max_workspace_bytes", kMiB, 1024 * kGiB},
+    {"memory_efficient_bytes", 4096, 1024 * kGiB},
     {"cache_bytes", 4096, 4096 * kGiB},
     {"max_sessions", 1, 1 << 24},
     {"session_time_to_live_seconds", 0.001, 1e9},
@@ -157,6 +159,9 @@ absl::Status CompleteConfig(ServerConfig& config) {
   if (config.max_message_bytes() == 0) config.set_max_message_bytes(std::uint64_t{64} << 20);
   if (config.max_inflight_bytes() == 0) config.set_max_inflight_bytes(std::uint64_t{1} << 30);
   if (config.max_workspace_bytes() == 0) config.set_max_workspace_bytes(std::uint64_t{2} << 30);
+  if (config.memory_efficient_bytes() == 0) {
+    config.set_memory_efficient_bytes(kDefaultMemoryBudget);
+  }
   if (config.queue_capacity() == 0) config.set_queue_capacity(256);
   if (config.cache_bytes() == 0) config.set_cache_bytes(DescribeCpu().memory_bytes / 4);
   if (config.max_sessions() == 0) config.set_max_sessions(65536);

@@ -36,6 +36,7 @@ ServerOptions OptionsOf(const ServerConfig& config) {
   options.limits.max_message_bytes = config.max_message_bytes();
   options.limits.max_inflight_bytes = config.max_inflight_bytes();
   options.limits.max_workspace_bytes = config.max_workspace_bytes();
+  options.limits.memory_efficient_bytes = config.memory_efficient_bytes();
   options.limits.max_tokens = static_cast<std::int64_t>(config.max_tokens());
   options.limits.queue_capacity = config.queue_capacity();
   options.limits.cache_bytes = config.cache_bytes();

@@ -23,6 +23,7 @@ struct ServerLimits {
   std::uint64_t max_message_bytes = std::uint64_t{64} << 20;
   std::uint64_t max_inflight_bytes = std::uint64_t{1} << 30;
   std::uint64_t max_workspace_bytes = std::uint64_t{2} << 30;
+  std::uint64_t memory_efficient_bytes = kDefaultMemoryBudget;
   std::int64_t max_tokens = std::int64_t{1} << 22;
   std::size_t queue_capacity = 256;
   std::uint64_t cache_bytes = std::uint64_t{1} << 30;  // of all sessions

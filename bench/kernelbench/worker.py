@@ -16,7 +16,16 @@ from .systems.system import System, Unsupported
 
 def _answer(system: System, request: dict[str, Any]) -> dict[str, Any]:
     op = request.pop("op")
-    if op not in ("describe", "prepare", "run", "output", "release", "limit", "long_document", "recovery"):
+    if op not in (
+        "describe",
+        "prepare",
+        "run",
+        "output",
+        "release",
+        "limit",
+        "long_document",
+        "recovery",
+    ):
         raise ValueError(f"no operation {op}")
     return getattr(system, op)(**request) or {}
 

@@ -16,6 +16,10 @@ class FlashAttention final : public AttentionImplementation {
   MemoryUsage WorkspaceBytes(const AttentionShape& shape, int workers) const override {
     return {TiledAttentionBytes(ShapeProblem(shape).args(), {workers}), true};
   }
+
+  ComputeComplexity Complexity(const AttentionShape& shape) const override {
+    return TiledAttentionComplexity(shape);
+  }
 };
 
 absl::Status Supports(const AttentionShape& shape) { return SupportsTiles(shape, "flash"); }

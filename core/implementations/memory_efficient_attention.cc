@@ -59,6 +59,10 @@ class MemoryEfficientAttention final : public AttentionImplementation {
         TiledAttentionBytes(problem.args(), CutFor(problem.args(), kDefaultMemoryBudget, workers)),
         true};
   }
+
+  ComputeComplexity Complexity(const AttentionShape& shape) const override {
+    return TiledAttentionComplexity(shape);
+  }
 };
 
 absl::Status Supports(const AttentionShape& shape) {

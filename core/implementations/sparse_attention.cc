@@ -45,6 +45,13 @@ class SparseAttention final : public AttentionImplementation {
     if (!LeavesNothingOut(sparsity)) options.sparsity = &sparsity;
     return {TiledAttentionBytes(ShapeProblem(shape).args(), options), true};
   }
+
+  ComputeComplexity Complexity(const AttentionShape& shape) const override {
+    ComputeComplexity work = TiledAttentionComplexity(shape);
+    const double kept = 1.0 - SparsityOf(shape.sparsity).factor;
+    work.flops = static_cast<std::uint64_t>(static_cast<double>(work.flops) * kept);
+    return work;
+  }
 };
 
 absl::Status Supports(const AttentionShape& shape) { return SupportsTiles(shape, "sparse"); }

@@ -22,7 +22,6 @@ class StandardAttention final : public AttentionImplementation {
                       ExecutionContext& context) const override {
     ATTN_ASSIGN_OR_RETURN(const PlainRows rows, PlainRows::Create(given, given_shape, context));
     const kernels::AttentionArgs& args = rows.args();
-    const AttentionShape& shape = rows.shape();
     const kernels::TaskPlan plan = kernels::cpu::PlanStandardAttention(args);
     Executor& executor = context.device.executor();
     const auto workers = static_cast<std::size_t>(
@@ -35,10 +34,7 @@ class StandardAttention final : public AttentionImplementation {
           args, task, static_cast<char*>(workspace) + task_bytes * static_cast<std::size_t>(worker),
           context.cancelled);
     });
-    const kernels::cpu::StandardPairs pairs = kernels::cpu::CountStandardPairs(args);
-    context.flops +=
-        2 * static_cast<std::uint64_t>(shape.num_heads) *
-        static_cast<std::uint64_t>(pairs.scored * shape.head_dim + pairs.weighed * shape.value_dim);
+    context.flops += FlopsOf(args);
     return absl::OkStatus();
   }
 
@@ -49,6 +45,28 @@ class StandardAttention final : public AttentionImplementation {
     return {PlainRows::WorkspaceBytes(shape) +
                 RoundUp(bytes) * static_cast<std::uint64_t>(std::min<std::int64_t>(workers, tasks)),
             true};
+  }
+
+  ComputeComplexity Complexity(const AttentionShape& shape) const override {
+    const ShapeProblem problem(shape);
+    kernels::AttentionArgs args = problem.args();
+    // Without the keys that plain rows leave out.
+    std::vector<kernels::Sequence> rows(args.sequences, args.sequences + args.num_sequences);
+    for (kernels::Sequence& row : rows) {
+      const std::int64_t trimmed = TrimmedKeys(args, row);
+      row.kv_len -= trimmed;
+      row.first_query_position -= trimmed;
+    }
+    args.sequences = rows.data();
+    return {FlopsOf(args), "O(n^2 d)"};
+  }
+
+ private:
+  static std::uint64_t FlopsOf(const kernels::AttentionArgs& args) {
+    const kernels::cpu::StandardPairs pairs = kernels::cpu::CountStandardPairs(args);
+    return 2 * static_cast<std::uint64_t>(args.num_heads) *
+           static_cast<std::uint64_t>(pairs.scored * args.head_dim +
+                                      pairs.weighed * args.value_dim);
   }
 };
 

@@ -109,6 +109,13 @@ std::uint64_t TiledAttentionBytes(const AttentionArgs& args, const FlashOptions&
          plan.summary_bytes;
 }
 
+ComputeComplexity TiledAttentionComplexity(const AttentionShape& shape) {
+  const FlashCounters pairs = kernels::cpu::CountFlashPairs(ShapeProblem(shape).args());
+  return {2 * static_cast<std::uint64_t>(pairs.score_pairs * shape.head_dim +
+                                         pairs.value_pairs * shape.value_dim),
+          "O(n^2 d)"};
+}
+
 absl::Status SupportsTiles(const AttentionShape& shape, const char* name) {
   if (shape.stage != kernels::ScoreStage::kNone) {
     return Unsupported(absl::StrCat(name, " does not form the attention weights"));

@@ -19,6 +19,9 @@ absl::Status RunTiledAttention(const kernels::AttentionArgs& args,
 std::uint64_t TiledAttentionBytes(const kernels::AttentionArgs& args,
                                   const kernels::cpu::FlashOptions& options);
 
+// The operations that it counts.
+ComputeComplexity TiledAttentionComplexity(const AttentionShape& shape);
+
 // FAILED_PRECONDITION for what tiles can't do, in the name of `name`.
 absl::Status SupportsTiles(const AttentionShape& shape, const char* name);
 

@@ -236,8 +236,7 @@ inline void FlashAttentionTask(const AttentionArgs& args, const cpu::FlashPlan& 
       return RunFlash<Widened<ElementType::kBFloat16>>(args, plan, task, scratch, partials,
                                                        cancelled, counters);
     case ElementType::kInt8:
-      return RunFlash<Widened<ElementType::kInt8>>(args, plan, task, scratch, partials, cancelled,
-                                                   counters);
+      return RunFlash<ProductsOfInt8>(args, plan, task, scratch, partials, cancelled, counters);
   }
 }
 
@@ -257,6 +256,50 @@ inline void MergeFlash(const AttentionArgs& args, const cpu::FlashTask& task, fl
     }
     FinishRow(args, task, row, state, output);
   }
+}
+
+// The pairs that exact tasks count, however they are cut: blocks of rows lie at multiples of
+// kBlockRows, and take whole panels of keys and whole groups of values.
+template <class A>
+cpu::FlashCounters CountPairsOf(const AttentionArgs& args) {
+  cpu::FlashCounters counters;
+  const int64_t group = args.num_heads / args.num_kv_heads;
+  for (int64_t s = 0; s < args.num_sequences; ++s) {
+    const Sequence& sequence = args.sequences[s];
+    const int64_t rows = sequence.q_len * group;
+    for (int64_t row = 0; row < rows; row += kBlockRows) {
+      const int64_t count = rows - row < kBlockRows ? rows - row : kBlockRows;
+      const KeyRange keys = VisibleToAny(args, sequence, row / group, (row + count - 1) / group);
+      const int64_t width = VecsFor(static_cast<int>(count)) * kLanes;
+      const int64_t depth = A::kDepth;
+      counters.score_pairs +=
+          count * (cpu::RoundUpTo(keys.end, width) - keys.begin / width * width);
+      counters.value_pairs +=
+          count * (cpu::RoundUpTo(keys.end, depth) - keys.begin / depth * depth);
+    }
+  }
+  counters.score_pairs *= args.num_kv_heads;
+  counters.value_pairs *= args.num_kv_heads;
+  return counters;
+}
+
+inline cpu::FlashCounters CountFlashPairs(const AttentionArgs& args) {
+  const bool native = args.kv_dtype == ElementType::kBFloat16 && args.dtype == args.kv_dtype;
+#ifdef ATTN_NATIVE_BF16
+  if (native) return CountPairsOf<NativeBFloat16>(args);
+#endif
+  (void)native;
+  if (!args.paged) return CountPairsOf<Widened<ElementType::kFloat32>>(args);
+  switch (args.kv_dtype) {
+    case ElementType::kBFloat16:
+      return CountPairsOf<Widened<ElementType::kBFloat16>>(args);
+    case ElementType::kInt8:
+      return CountPairsOf<ProductsOfInt8>(args);
+    case ElementType::kFloat32:
+    case ElementType::kFloat16:
+      break;
+  }
+  return CountPairsOf<Widened<ElementType::kFloat32>>(args);
 }
 
 inline void SummarizeKeysOfTask(const AttentionArgs& args, const cpu::FlashPlan& plan,

@@ -227,6 +227,10 @@ void RunFlashTask(const AttentionArgs& args, const FlashPlan& plan, const FlashT
   ActiveIsa().flash_attention(args, plan, task, scratch, partials, cancelled, counters);
 }
 
+FlashCounters CountFlashPairs(const AttentionArgs& args) noexcept {
+  return ActiveIsa().count_flash_pairs(args);
+}
+
 void RunFlashSummaryTask(const AttentionArgs& args, const FlashPlan& plan,
                          const FlashSummaryTask& task, void* scratch) noexcept {
   ActiveIsa().summarize_keys(args, plan, task, scratch);

@@ -109,6 +109,9 @@ void RunFlashTask(const AttentionArgs& args, const FlashPlan& plan, const FlashT
                   FlashCounters* counters) noexcept;
 void MergeFlashTask(const AttentionArgs& args, const FlashTask& task, float* partials) noexcept;
 
+// What all tasks of an execution that leaves nothing out will count, from the lengths alone.
+FlashCounters CountFlashPairs(const AttentionArgs& args) noexcept;
+
 // Before the attend tasks of a sparse execution.
 void RunFlashSummaryTask(const AttentionArgs& args, const FlashPlan& plan,
                          const FlashSummaryTask& task, void* scratch) noexcept;

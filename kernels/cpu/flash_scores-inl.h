@@ -41,7 +41,8 @@ struct FlashRun {
   const int32_t* list;  // pages, ascending; null: all of them, one after the other
 
   int64_t query_block_bytes() const {
-    return query_groups * A::kDepth * kBlockRows * A::kOperandBytes;
+    const int64_t scales = kScalesRows<A> ? kBlockRows * 4 : 0;
+    return query_groups * A::kDepth * kBlockRows * A::kOperandBytes + scales;
   }
   int64_t position_of(int64_t row) const { return (task.first_row + row) / group; }
   int64_t head_of(int64_t row) const {
@@ -105,6 +106,12 @@ void PackQueriesFrom(const FlashRun<A>& run) {
     for (int r = 0; r < kBlockRows; ++r) {
       const int64_t row = first + r < run.task.num_rows ? first + r : run.task.num_rows - 1;
       rows[r] = RowOf<kType>(run.sequence.query, run.position_of(row), run.head_of(row));
+    }
+    if constexpr (kScalesRows<A>) {
+      for (int64_t r = 0; r < kBlockRows && first + r < run.task.num_rows; ++r) {
+        A::template PackRow<kType>(rows[r], run.args.head_dim, padded, r, block);
+      }
+      continue;
     }
     for (int64_t d = 0; d < run.args.head_dim; ++d) {
       for (int r = 0; r < kBlockRows; ++r) {
@@ -223,8 +230,15 @@ void ScorePageOfTile(const Tile<A>& tile, int64_t page) {
   constexpr int64_t kFull = kBlockVecs * kLanes;
   constexpr int64_t kWidth = kFull > kPanelWidth ? kFull : kPanelWidth;
   for (int64_t panel = 0; panel < kPageTokens; panel += kWidth) {
-    const int64_t bytes = run.layout.value_offset();
+    const int64_t bytes = run.layout.KeyScale(0);
     const int64_t offset = panel * bytes / kPageTokens;
+    if constexpr (A::kPageType == ElementType::kInt8) {
+      // Both are read between the scores and the values, from all of the step's pages.
+      for (int64_t t = panel; t < panel + kWidth && few; t += kPanelWidth) {
+        __builtin_prefetch(keys + run.layout.KeyScale(t));
+        __builtin_prefetch(step.values[page] + run.layout.ValueScale(t));
+      }
+    }
     const PageKeys from = {keys, few ? FetchDistance(keys, bytes, next, offset) : 0};
     for (int64_t block = 0; block < tile.blocks; ++block) {
       const BlockColumns& columns = tile.columns[block];

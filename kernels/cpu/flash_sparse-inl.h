@@ -83,6 +83,7 @@ void AuditRow(const FlashRun<A>& run, const KeyRange& keys, const RowState* kept
   char* const spare = run.query + cpu::RoundUpTo(run.plan.max_rows, kBlockRows) / kBlockRows *
                                       run.query_block_bytes();
   const char* const block = run.query + row / kBlockRows * run.query_block_bytes();
+  if constexpr (kScalesRows<A>) A::SetScale(spare, 0, A::GetScale(block, row % kBlockRows));
   for (int64_t d = 0; d < run.query_groups * A::kDepth; ++d) {
     A::SetQuery(spare, d, 0, A::GetQuery(block, d, static_cast<int>(row % kBlockRows)));
   }

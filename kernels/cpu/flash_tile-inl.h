@@ -90,6 +90,11 @@ constexpr int64_t ValuePanelBytes() {
   return kPageTokens / P::kDepth * kPanelWidth * P::kBytes;
 }
 
+// Whether an arithmetic rounds rows of queries, and of a step's weights, to integers, each with a
+// scale of its own: flash_tile_int8-inl.h.
+template <class A>
+constexpr bool kScalesRows = false;
+
 // Products in float32 over pages of any type.
 template <ElementType kType>
 struct Widened {

@@ -5,14 +5,19 @@
 template <class A>
 void ScaleWeights(const FlashRun<A>& run, const Step& step, const VisibleColumns& columns,
                   float* weights) {
+  VecI largest = {};  // bits of magnitudes: they order as integers do, NaNs above all numbers
   for (int64_t j = columns.first; j < columns.last; j += kLanes) {
     const int64_t page = j / kPageTokens;
     const auto* const scales =
         reinterpret_cast<const float*>(step.values[page] + run.layout.ValueScale(0));
     const VecF p = Load(weights + j);
     const VecF scaled = p * Load(scales + j - page * kPageTokens);
-    Store(p == 0.0f ? p : scaled, weights + j);
+    const VecF weight = p == 0.0f ? p : scaled;
+    const VecI bits = reinterpret_cast<VecI>(weight) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+    Store(weight, weights + j);
   }
+  if constexpr (kScalesRows<A>) A::RoundWeights(columns.first, columns.last, largest, weights);
 }
 
 template <class A>
@@ -55,12 +60,21 @@ void ValueRows(const StepValues& values, int64_t first, int64_t end, const char*
   constexpr int kN = VecsFor(kM);
   int64_t column = first;
   for (; column + kN * kLanes <= end; column += kN * kLanes) {
-    ValueBlock<A, kM, kN>(weights, values, column, fetch, add, out + column, out_stride);
+    if constexpr (kScalesRows<A>) {
+      A::template ValueBlock<kM, kN>(weights, values, column, fetch, add, out + column, out_stride);
+    } else {
+      ValueBlock<A, kM, kN>(weights, values, column, fetch, add, out + column, out_stride);
+    }
   }
   if constexpr (kN > kVecsPerPanel) {
     for (; column < end; column += kPanelWidth) {
-      ValueBlock<A, kM, kVecsPerPanel>(weights, values, column, fetch, add, out + column,
-                                       out_stride);
+      if constexpr (kScalesRows<A>) {
+        A::template ValueBlock<kM, kVecsPerPanel>(weights, values, column, fetch, add, out + column,
+                                                  out_stride);
+      } else {
+        ValueBlock<A, kM, kVecsPerPanel>(weights, values, column, fetch, add, out + column,
+                                         out_stride);
+      }
     }
   }
 }
@@ -152,13 +166,17 @@ inline void TakeColumns(const BlockColumns& columns, int64_t from, int64_t to, S
 // left out, into the product.
 template <class A>
 void AddCarefully(const Tile<A>& tile, int64_t block, bool accumulate, const StepValues& values) {
-  const char* const weights = reinterpret_cast<const char*>(tile.scores_of(block));
-  const bool masked = tile.run.args.mask.type != MaskType::kNone;
-  for (int64_t r = 0; r < tile.rows_of(block); ++r) {
-    const int64_t row = tile.row + block * kBlockRows + r;
-    CarefulRow<A>(values, ColumnsOfRange(tile.step, tile.run.ranges[row]), masked,
-                  weights + r * kStepStride * 4, accumulate,
-                  tile.product_of(block) + r * tile.run.out_stride);
+  if constexpr (A::kPageType == ElementType::kInt8)
+    return;  // AreFinite
+  else {
+    const char* const weights = reinterpret_cast<const char*>(tile.scores_of(block));
+    const bool masked = tile.run.args.mask.type != MaskType::kNone;
+    for (int64_t r = 0; r < tile.rows_of(block); ++r) {
+      const int64_t row = tile.row + block * kBlockRows + r;
+      CarefulRow<A>(values, ColumnsOfRange(tile.step, tile.run.ranges[row]), masked,
+                    weights + r * kStepStride * 4, accumulate,
+                    tile.product_of(block) + r * tile.run.out_stride);
+    }
   }
 }
 
@@ -167,6 +185,14 @@ void AddProduct(const Tile<A>& tile, int64_t block) {
   const int64_t count = tile.rows_of(block) * tile.run.out_stride;
   const float* const product = tile.product_of(block);
   float* const output = tile.output_of(block);
+  if constexpr (kScalesRows<A>) {
+    for (int64_t r = 0; r < tile.rows_of(block); ++r) {
+      const int64_t at = r * tile.run.out_stride;
+      A::AddProduct(reinterpret_cast<const char*>(tile.scores_of(block) + r * kStepStride),
+                    product + at, tile.run.out_stride, output + at);
+    }
+    return;
+  }
   for (int64_t i = 0; i < count; i += kLanes) {
     Store(Load(output + i) + Load(product + i), output + i);
   }
@@ -189,7 +215,7 @@ void ValuesOfPage(const Tile<A>& tile, int64_t page, bool* started, StepValues* 
     skip[block] = started[block] = true;
   }
   const char* const next = page + 1 < step.num_pages ? step.values[page + 1] : step.next;
-  const int64_t bytes = run.layout.page_bytes() - run.layout.value_offset();
+  const int64_t bytes = run.layout.ValueScale(0);
   for (int64_t column = 0; column < values->columns; column += kPanelWidth) {
     const int64_t offset = column / kPanelWidth * ValuePanelBytes<typename A::P>();
     const int64_t fetch = run.packs ? 0 : FetchDistance(step.values[page], bytes, next, offset);

@@ -13,8 +13,12 @@ struct IsaKernels : UnitKernels {
   bool (*supported)();  // by this CPU and operating system
 };
 
-// What its flash kernel rounds weights to before values are multiplied with them.
+// What its flash kernel rounds weights to before values are multiplied with them. kInt8: what lies
+// beside elements of int8, weights and queries alike, is rounded to int16.
 inline ElementType FlashWeightType(const IsaKernels& isa, const AttentionArgs& args) {
+  if (isa.integer_products && args.paged && args.kv_dtype == ElementType::kInt8) {
+    return ElementType::kInt8;
+  }
   const bool native = isa.native_bfloat16 && args.dtype == ElementType::kBFloat16 &&
                       args.kv_dtype == ElementType::kBFloat16;
   return native ? ElementType::kBFloat16 : ElementType::kFloat32;

@@ -20,6 +20,7 @@ namespace {
 #include "kernels/cpu/score_row-inl.h"
 #include "kernels/cpu/page_packing-inl.h"
 #include "kernels/cpu/flash_tile-inl.h"
+#include "kernels/cpu/flash_tile_int8-inl.h"
 #ifdef ATTN_NATIVE_BF16
 #include "kernels/cpu/flash_tile_bf16-inl.h"
 #endif
@@ -43,9 +44,11 @@ extern const cpu::UnitKernels kUnit = {
 #else
     false,
 #endif
+    kScalesRows<ProductsOfInt8>,
     &StandardAttentionTask,
     &FlashAttentionTask,
     &MergeFlash,
+    &CountFlashPairs,
     &SummarizeKeysOfTask,
     &SelectPages,
     &PackTokensOfPage,

@@ -1,5 +1,4 @@
-// What each unit that is compiled for an instruction set exports (isa_unit-inl.h), and what it
-// shares with the code that plans its work.
+// What each unit that is compiled for an instruction set exports (isa_unit-inl.h).
 #pragma once
 
 #include "kernels/attention_args.h"
@@ -9,9 +8,6 @@
 
 namespace attn::kernels {
 
-// The widest panel of keys of any unit: what the standard kernel's workspace has room for.
-constexpr int64_t kMaxPanelKeys = 64;
-
 namespace cpu {
 
 // The kernels of one unit: what their names say in standard_attention.h, flash_attention.h and
@@ -20,11 +16,14 @@ struct UnitKernels {
   // Flash multiplies in bfloat16 where queries and keys are bfloat16: the weights that values are
   // multiplied with are rounded to it (their sum is not).
   bool native_bfloat16;
+  // Beside caches of int8, flash rounds queries and weights to int16, with a scale for each row.
+  bool integer_products;
   void (*standard_attention)(const AttentionArgs&, int64_t task, void* workspace,
                              const bool* cancelled);
   void (*flash_attention)(const AttentionArgs&, const FlashPlan&, const FlashTask&, void* scratch,
                           float* partials, const bool* cancelled, FlashCounters*);
   void (*merge_flash)(const AttentionArgs&, const FlashTask&, float* partials);
+  FlashCounters (*count_flash_pairs)(const AttentionArgs&);
   void (*summarize_keys)(const AttentionArgs&, const FlashPlan&, const FlashSummaryTask&,
                          void* scratch);
   SelectionResult (*select_pages)(const SelectionTask&, int32_t* pages, void* scratch);

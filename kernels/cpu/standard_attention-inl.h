@@ -3,8 +3,8 @@
 // masks and softmax in place, then the product with the values. Keys and values are packed a step
 // of pages at a time into float32 panels, which all rows meet, a tile of rows that stays in the
 // second-level cache at a time. Traffic: keys and values once; queries and outputs once per step;
-// scores are written twice and read twice. Rejected:
-// scores of a tile of rows at a time, which is less memory and no longer the plain algorithm.
+// scores are written twice and read twice. Rejected: scores of a tile of rows at a time, which is
+// less memory and no longer the plain algorithm.
 
 constexpr int64_t kTileGroups = 8;
 constexpr int64_t kKeysBetweenLooks = 2048;  // at `cancelled`

@@ -69,6 +69,7 @@ TEST_P(ImplementationsTest, AgreesWithTheReferenceWhereverItSaysThatItCan) {
       const std::size_t peak = context.workspace.meter().peak();
       if (usage.exact) {
         EXPECT_EQ(peak, usage.bytes) << reference::CaseName(c);
+        EXPECT_EQ(context.flops, implementation->Complexity(shape).flops) << reference::CaseName(c);
       } else if (shape.pairs > 0) {
         EXPECT_GT(peak, 0u) << reference::CaseName(c);  // what a library allocates is seen
       }

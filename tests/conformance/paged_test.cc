@@ -205,6 +205,7 @@ class PagedTest : public testing::TestWithParam<std::string> {
       const MemoryUsage usage = implementation_->WorkspaceBytes(shape, 2);
       if (usage.exact) {
         EXPECT_EQ(context.workspace.meter().peak(), usage.bytes);
+        EXPECT_EQ(context.flops, implementation_->Complexity(shape).flops);
       }
     });
     EXPECT_TRUE(reference::ExpectAttentionClose(

@@ -11,9 +11,11 @@
 #include <ostream>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/standard_scratch.h"
 #include "tests/kernels/standard_attention_cases.h"
 #include "tests/reference/attention_reference.h"
 #include "tests/reference/expect_close.h"
@@ -78,6 +80,48 @@ TEST_P(StandardAttentionTest, AgreesWithReference) {
   EXPECT_TRUE(problem.NothingElseWritten());
 }
 
+// More keys than are packed at a time, more rows than meet them together, steps that only some rows
+// see, keys of a page in several spans.
+std::vector<ProblemCase> StepCases() {
+  ProblemCase c;
+  c.heads = 2;
+  c.q_len = 209;
+  c.kv_len = 601;
+  c.value_dim = 36;
+  c.spans = 3;
+  c.lse = true;
+  std::vector<ProblemCase> cases = {c};
+  c.causal = c.hidden_keys_nan = true;
+  cases.push_back(c);
+  c.first_query_position = 70;  // nobody sees the last steps
+  cases.push_back(c);
+  c.window_left = 40;
+  cases.push_back(c);
+  c.soft_cap = 2;
+  c.dtype = ElementType::kBFloat16;
+  cases.push_back(c);
+  for (const kernels::ScoreStage stage :
+       {kernels::ScoreStage::kScaled, kernels::ScoreStage::kSoftCapped,
+        kernels::ScoreStage::kMasked, kernels::ScoreStage::kProbabilities}) {
+    c.dtype = ElementType::kFloat32;
+    c.stage = stage;
+    c.hidden_keys_nan = false;
+    cases.push_back(c);
+  }
+  c.stage = kernels::ScoreStage::kNone;
+  for (const int64_t key : {100, 300}) {  // of the first step, of one that follows
+    c.nan_key = key;
+    c.infinite_value = -1;
+    cases.push_back(c);
+    c.nan_key = -1;
+    c.infinite_value = key;
+    cases.push_back(c);
+  }
+  c.q_len = 3;  // keys and values where they lie
+  cases.push_back(c);
+  return cases;
+}
+
 #define ATTN_INSTANTIATE(name)                                                               \
   INSTANTIATE_TEST_SUITE_P(                                                                  \
       name, StandardAttentionTest,                                                           \
@@ -88,6 +132,7 @@ ATTN_INSTANTIATE(Dimension);
 ATTN_INSTANTIATE(Type);
 ATTN_INSTANTIATE(Option);
 ATTN_INSTANTIATE(Stage);
+ATTN_INSTANTIATE(Step);
 
 // One head, one query of zeros, `keys` keys of zeros: scores are what the mask says.
 struct MaskOnly {
@@ -249,8 +294,66 @@ TEST_P(StandardAttentionIsaTest, CancelledTaskWritesNothing) {
   }
 }
 
+// What a task wrote of its score matrix: as many elements as are counted.
+TEST_P(StandardAttentionIsaTest, FormsTheScoresThatAreCounted) {
+  for (const int64_t q_len : {4, 30, 130}) {
+    for (const int64_t window : {-1, 50}) {
+      ProblemCase c;
+      c.q_len = q_len;
+      c.kv_len = 528;
+      c.causal = true;
+      c.window_left = window;
+      c.first_query_position = 128;
+      AttentionProblem problem(c);
+      const AttentionArgs& args = problem.args();
+      const kernels::TaskPlan plan = kernels::cpu::PlanStandardAttention(args);
+      std::vector<uint32_t> memory(plan.task_workspace_bytes / sizeof(float) + 16, 0xffffffff);
+      void* workspace = memory.data();
+      std::size_t space = memory.size() * sizeof(float);
+      ASSERT_NE(std::align(64, plan.task_workspace_bytes, workspace, space), nullptr);
+      GetParam()->standard_attention(args, 0, workspace, nullptr);
+
+      const auto parts = kernels::cpu::DivideStandardScratch(c.q_len, c.head_dim, c.head_dim);
+      const auto* const scores = static_cast<const uint32_t*>(workspace) + parts.scores;
+      const int64_t floats = q_len * kernels::cpu::StandardScoreStride(c.kv_len);
+      const int64_t written = floats - std::count(scores, scores + floats, 0xffffffff);
+      const kernels::cpu::StandardPairs pairs = kernels::cpu::CountStandardPairs(args);
+      // Few rows' scores are those of their keys alone, in panels that softmax fills.
+      EXPECT_GE(written, pairs.scored);
+      EXPECT_LE(written, pairs.scored + (q_len < kernels::cpu::kStandardFewRows ? q_len * 30 : 0));
+      EXPECT_LE(pairs.weighed, pairs.scored);
+      EXPECT_LT(pairs.scored, c.q_len * c.kv_len / 2);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, StandardAttentionIsaTest, testing::ValuesIn(RunnableIsas()),
                          [](const auto& test) { return std::string(test.param->name); });
+
+TEST(StandardAttention, CountsEveryPairThatItMultiplies) {
+  ProblemCase c;
+  c.q_len = 32;
+  c.kv_len = 64;
+  kernels::cpu::StandardPairs pairs = kernels::cpu::CountStandardPairs(AttentionProblem(c).args());
+  EXPECT_EQ(pairs.scored, 32 * 64);
+  EXPECT_EQ(pairs.weighed, 32 * 64);
+  // Groups of 12, 12 and 8 rows, of which the last sees 44, 56 and 64 keys.
+  c.causal = true;
+  pairs = kernels::cpu::CountStandardPairs(AttentionProblem(c).args());
+  EXPECT_EQ(pairs.scored, 12 * 48 + 12 * 64 + 8 * 64);
+  EXPECT_EQ(pairs.weighed, 12 * 44 + 12 * 56 + 8 * 64);
+  // Weights before masks are those of all keys.
+  for (const auto& [stage, scored] : {std::pair(kernels::ScoreStage::kSoftCapped, 32 * 64),
+                                      std::pair(kernels::ScoreStage::kMasked, 12 * 48 + 20 * 64)}) {
+    c.stage = stage;
+    EXPECT_EQ(kernels::cpu::CountStandardPairs(AttentionProblem(c).args()).scored, scored);
+  }
+  c.stage = kernels::ScoreStage::kNone;
+  c.q_len = 4;
+  c.kv_len = 37;
+  pairs = kernels::cpu::CountStandardPairs(AttentionProblem(c).args());
+  EXPECT_EQ(pairs.scored, 4 * 37);
+}
 
 TEST(StandardAttention, RunsTheActiveIsa) {
   ProblemCase c;

@@ -1,5 +1,6 @@
 #include "tests/reference/expect_close.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 #include <string>
@@ -43,6 +44,27 @@ struct Tolerance {
   double lse;
 };
 
+// Integers of a row go up to `largest`, and errors to half of one: independent ones, whose sum is
+// measured by its standard deviation (1 / sqrt(3) of them for each) as everywhere here: 4 covers
+// bad luck.
+double IntegerError(double largest) { return 4 * 0.5 / largest; }
+
+// Of a query's product with a key, relative to the row's largest element times the key's length.
+// Sums of its products with int8 stay below 2^31, of up to 512 dimensions whatever the row is.
+double QueryError(int64_t head_dim) {
+  const double padded = 4 * std::ceil(static_cast<double>(head_dim) / 4);
+  return IntegerError(std::min(32767.0, std::floor((0x1p31 - 1) / (127 * padded))));
+}
+
+// What rounded weights add to an output, relative to the largest value. In float32 they are what
+// they are: their sums' rounding is all. As integers they have the unit of the largest one of
+// their row and step of 256 keys; those of all steps add up to no more than 1.
+double WeightError(ElementType weights, int64_t kv_len) {
+  if (weights == ElementType::kFloat32) return 0;
+  if (weights != ElementType::kInt8) return RoundingOf(weights).relative;
+  return IntegerError(32767) * std::sqrt(std::min(256.0, static_cast<double>(kv_len)));
+}
+
 Tolerance ToleranceOf(const AttentionArgs& args, const Sequence& sequence,
                       const ReferenceResult& result, ElementType weights) {
   constexpr double kEpsilon = 0x1p-23;
@@ -52,11 +74,13 @@ Tolerance ToleranceOf(const AttentionArgs& args, const Sequence& sequence,
   const double sum = kEpsilon * (8 + std::sqrt(static_cast<double>(sequence.kv_len)));
   Tolerance tolerance;
   tolerance.scaled = dot * result.product_magnitude;
+  if (weights == ElementType::kInt8) {
+    tolerance.scaled += QueryError(args.head_dim) * result.query_magnitude;
+  }
   tolerance.masked = tolerance.scaled + 4 * kEpsilon * result.bias_magnitude;
   tolerance.probability = 2 * tolerance.masked + sum;
-  // In float32 the weights are what they are: their sums' rounding is all.
-  const double rounded = weights == ElementType::kFloat32 ? 0 : RoundingOf(weights).relative;
-  tolerance.output = (tolerance.probability + rounded) * result.value_magnitude;
+  tolerance.output =
+      (tolerance.probability + WeightError(weights, sequence.kv_len)) * result.value_magnitude;
   tolerance.lse = tolerance.masked + sum;
   return tolerance;
 }

@@ -19,7 +19,8 @@ namespace attn::reference {
 // `weights`: what a probability (by any factor that its row has in common) is rounded to before it
 // is multiplied with its value, while the sum of them and the LSE stay as they are. Of a row whose
 // probabilities add up to 1 the output then is off by up to half a unit in the last place of its
-// largest value.
+// largest value. kInt8: what lies beside elements of int8 is rounded to int16, queries relative to
+// their row's largest element, weights to the largest one of their row within 256 keys.
 testing::AssertionResult ExpectAttentionClose(
     const kernels::AttentionArgs& args, const std::vector<ReferenceResult>& expected,
     kernels::ElementType weights = kernels::ElementType::kFloat32);

@@ -152,9 +152,16 @@ def open_session(
         model=model,
         reserve_tokens=reserve_tokens,
         time_to_live_seconds=time_to_live,
-        cache_dtype=None if cache_dtype is None else data_type(cache_dtype),
+        cache_dtype=_cache_type(cache_dtype),
         rollback_tokens=rollback_tokens,
     )
+
+
+def _cache_type(cache_dtype: object) -> types_pb2.DataType | None:
+    """A tensor's dtype, or "int8", which only caches have."""
+    if cache_dtype is None:
+        return None
+    return types_pb2.DATA_TYPE_INT8 if cache_dtype == "int8" else data_type(cache_dtype)
 
 
 def fork_session(

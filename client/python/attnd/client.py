@@ -141,8 +141,9 @@ class Client:
         """A sequence's key/value cache on the server, over all layers of a model, or of none.
 
         `reserve_tokens` sets memory aside at once. `time_to_live` is in seconds without a call; 0
-        is the server's default. `cache_dtype` is the model's by default, or that of the first
-        append. `rollback_tokens` can always be cut again on layers with windows; 0: 64.
+        is the server's default. `cache_dtype` (a tensor's dtype, or "int8") is the model's by
+        default, or that of the first append. `rollback_tokens` can always be cut again on layers
+        with windows; 0: 64.
         """
         request = _requests.open_session(
             model, reserve_tokens, time_to_live, cache_dtype, rollback_tokens

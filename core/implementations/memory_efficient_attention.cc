@@ -44,7 +44,7 @@ class MemoryEfficientAttention final : public AttentionImplementation {
         CutFor(args, context.memory_budget, context.device.executor().threads());
     const std::uint64_t bytes = TiledAttentionBytes(args, options);
     if (bytes > context.memory_budget) {
-      return MakeError(absl::StatusCode::kResourceExhausted, "MEMORY_BUDGET",
+      return MakeError(absl::StatusCode::kResourceExhausted, "MEMORY_EFFICIENT_BUDGET",
                        absl::StrCat("memory_efficient needs ", bytes,
                                     " bytes of scratch memory for one tile, but its budget is ",
                                     context.memory_budget));

@@ -20,8 +20,10 @@ constexpr int64_t kTightRows = 12;
 // Of a sparse task: few enough to want the same keys, enough to pay for packing and choosing them.
 constexpr int64_t kSparseRows = 192;
 constexpr int64_t kSummaryPages = 16;  // of a task
-// One task in so many has a row computed in full.
+// One task in so many has a row computed in full, and more of few tasks: a sample of two says
+// little.
 constexpr int64_t kAuditedTasks = 16;
+constexpr int64_t kFewestAudits = 16;
 // The cost of reading a key, in rows that are multiplied with it.
 constexpr int64_t kReadRows = 4;
 
@@ -185,6 +187,9 @@ FlashPlan PlanFlashAttention(const AttentionArgs& args, const FlashOptions& opti
   }
   if (tasks == nullptr) return plan;
 
+  int64_t audit_stride = plan.attend_tasks / kFewestAudits;
+  if (audit_stride < 1) audit_stride = 1;
+  if (audit_stride > kAuditedTasks) audit_stride = kAuditedTasks;
   int64_t attend = 0;
   int64_t merge = plan.attend_tasks;
   int64_t partial = 0;
@@ -204,8 +209,7 @@ FlashPlan PlanFlashAttention(const AttentionArgs& args, const FlashOptions& opti
       if (plan.sparse) {
         const int64_t pages = DivideUp(args.sequences[s].kv_len, kPageTokens);
         task.summary = (PagesBefore(args, s) + head * pages) * SummaryFloats(args.head_dim);
-        task.audited =
-            attend % kAuditedTasks == kAuditedTasks / 2 || attend + 1 == plan.attend_tasks;
+        task.audited = attend % audit_stride == audit_stride / 2;
       }
       for (int64_t part = 0; part < parts; ++part) {
         task.first_segment = one.first_segment + segments * part / parts;

@@ -212,8 +212,18 @@ def _per_head(values: Sequence[float] | None) -> types_pb2.PerHeadValues | None:
 
 
 def _execution(arguments: Mapping[str, Any]) -> types_pb2.ExecutionOptions:
+    factor, mass = arguments.get("sparsity_factor"), arguments.get("sparsity_mass")
+    if factor is not None and mass is not None:
+        raise ValueError("a call has either sparsity_factor or sparsity_mass")
+    sparsity = None
+    if factor is not None:
+        sparsity = types_pb2.SparsityOptions(factor=factor)
+    elif mass is not None:
+        sparsity = types_pb2.SparsityOptions(mass=mass)
     return types_pb2.ExecutionOptions(
-        implementation=arguments.get("implementation", ""), priority=arguments.get("priority", 0)
+        implementation=arguments.get("implementation", ""),
+        priority=arguments.get("priority", 0),
+        sparsity=sparsity,
     )
 
 

@@ -47,6 +47,12 @@ class SharedArguments(TypedDict, total=False):
     use_cache: bool  # return present_key and present_value; not with sessions
     output_attentions: bool  # return the weights: only implementations that form them
     implementation: str  # "": the active one; "auto": what the server thinks best for this call
+    # What an approximate implementation may leave out, one of the two; with an implementation of ""
+    # or "auto" they permit one.
+    sparsity_factor: float | None  # share of the visible query-key pairs to leave out, in [0, 1)
+    sparsity_mass: (
+        float | None
+    )  # leave out as much as this share of the attention allows, in (0, 1]
     priority: int
 
     # Earlier keys and values that the server holds, one session per row. "append" keeps the new

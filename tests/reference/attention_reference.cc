@@ -155,15 +155,11 @@ std::vector<double> ScoreRow(const AttentionArgs& args, const Sequence& sequence
     const auto& key = head_keys.keys[static_cast<std::size_t>(j)];
     double dot = 0;
     double magnitude = 0;
-    double largest = 0;
-    double squares = 0;
     for (int64_t i = 0; i < args.head_dim; ++i) {
-      const double query = ReadRow(args.dtype, sequence.query, row, head, i);
-      const double element = key[static_cast<std::size_t>(i)];
-      dot += query * element;
-      magnitude += std::fabs(query * element);
-      largest = std::max(largest, std::fabs(query));
-      squares += element * element;
+      const double product =
+          ReadRow(args.dtype, sequence.query, row, head, i) * key[static_cast<std::size_t>(i)];
+      dot += product;
+      magnitude += std::fabs(product);
     }
     const double scale = args.scale;
     double score = scale * dot;
@@ -172,7 +168,6 @@ std::vector<double> ScoreRow(const AttentionArgs& args, const Sequence& sequence
     if (args.stage == ScoreStage::kSoftCapped) shown[j] = score;
     // Stages before the mask show hidden keys too: their errors count.
     Raise(&result->product_magnitude, std::fabs(scale) * magnitude);
-    Raise(&result->query_magnitude, std::fabs(scale) * largest * std::sqrt(squares));
     if (sees) {
       double bias = 0;
       if (args.alibi_slopes != nullptr) {

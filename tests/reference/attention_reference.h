@@ -17,7 +17,6 @@ struct ReferenceResult {
   std::vector<double> lse;       // [q_len, num_heads]
   std::vector<double> weights;   // [num_heads, q_len, kv_len] at args.stage; empty: none
   double product_magnitude = 0;  // largest scale * sum |q_i k_i|
-  double query_magnitude = 0;    // largest scale * max |q_i| * sqrt(sum k_i^2)
   double bias_magnitude = 0;     // largest |ALiBi| + |mask|
   double value_magnitude = 0;    // largest |v|
 };

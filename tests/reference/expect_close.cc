@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <sstream>
 #include <string>
+
+#include "kernels/page_layout.h"
 
 namespace attn::reference {
 namespace {
@@ -56,6 +59,49 @@ double QueryError(int64_t head_dim) {
   return IntegerError(std::min(32767.0, std::floor((0x1p31 - 1) / (127 * padded))));
 }
 
+// The length of the longest key of one KV head in pages of int8.
+double LongestKey(const AttentionArgs& args, const Sequence& sequence, int64_t kv_head) {
+  const kernels::PageLayout layout = {ElementType::kInt8, args.head_dim, args.value_dim};
+  double longest = 0;
+  for (int64_t token = sequence.pages.first_token; token < sequence.kv_len; ++token) {
+    const char* const page =
+        static_cast<const char*>(sequence.pages.blocks[token / kernels::kPageTokens]) +
+        kv_head * sequence.pages.head_stride;
+    const int64_t within = token % kernels::kPageTokens;
+    float scale = 0;
+    std::memcpy(&scale, page + layout.KeyScale(within), sizeof(scale));
+    double squares = 0;
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      const auto element = static_cast<signed char>(page[layout.KeyElement(within, d)]);
+      squares += static_cast<double>(element) * element;
+    }
+    const double length = scale * std::sqrt(squares);
+    if (length > longest) longest = length;  // not for NaN, which is met exactly
+  }
+  return longest;
+}
+
+// What errors relative to a query's largest element do to its scores: scale * max |q_i| * |k|.
+double QueryMagnitude(const AttentionArgs& args, const Sequence& sequence) {
+  const int64_t group = args.num_heads / args.num_kv_heads;
+  double magnitude = 0;
+  for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head) {
+    const double longest = LongestKey(args, sequence, kv_head);
+    for (int64_t row = 0; row < sequence.q_len; ++row) {
+      for (int64_t i = 0; i < group * args.head_dim; ++i) {
+        const int64_t head = kv_head * group + i / args.head_dim;
+        const auto& query = sequence.query;
+        const double element =
+            ReadElement(args.dtype, query.data,
+                        row * query.row_stride + head * query.head_stride + i % args.head_dim);
+        const double product = std::fabs(static_cast<double>(args.scale) * element) * longest;
+        if (product > magnitude) magnitude = product;
+      }
+    }
+  }
+  return magnitude;
+}
+
 // What rounded weights add to an output, relative to the largest value. In float32 they are what
 // they are: their sums' rounding is all. As integers they have the unit of the largest one of
 // their row and step of 256 keys; those of all steps add up to no more than 1.
@@ -75,7 +121,7 @@ Tolerance ToleranceOf(const AttentionArgs& args, const Sequence& sequence,
   Tolerance tolerance;
   tolerance.scaled = dot * result.product_magnitude;
   if (weights == ElementType::kInt8) {
-    tolerance.scaled += QueryError(args.head_dim) * result.query_magnitude;
+    tolerance.scaled += QueryError(args.head_dim) * QueryMagnitude(args, sequence);
   }
   tolerance.masked = tolerance.scaled + 4 * kEpsilon * result.bias_magnitude;
   tolerance.probability = 2 * tolerance.masked + sum;

@@ -69,10 +69,22 @@ inline __m256i MaskzCvtpsPh(__m512 v) {
                           _mm256_cvtps_ph(halves[0], kRounding));
 }
 
+// vpmaddwd: neighbours of int16 multiplied, and each two products added.
+inline __m512i MaddEpi16(__m512i a, __m512i b) {
+  __m256i x[2];
+  __m256i y[2];
+  memcpy(x, &a, sizeof(x));
+  memcpy(y, &b, sizeof(y));
+  const __m256i sums[2] = {_mm256_madd_epi16(x[0], y[0]), _mm256_madd_epi16(x[1], y[1])};
+  return As<__m512i>(sums);
+}
+
 }  // namespace simde_shim
 
 #undef _mm512_dpbf16_ps
+#undef _mm512_madd_epi16
 #define _mm512_dpbf16_ps(sum, a, b) ::simde_shim::Dpbf16(sum, a, b)
 #define _mm512_cvtneps_pbh(v) ::simde_shim::CvtnepsPbh(v)
 #define _mm512_maskz_cvtph_ps(mask, v) ::simde_shim::MaskzCvtphPs<mask>(v)
 #define _mm512_maskz_cvtps_ph(mask, v, rounding) ::simde_shim::MaskzCvtpsPh<mask, rounding>(v)
+#define _mm512_madd_epi16(a, b) ::simde_shim::MaddEpi16(a, b)

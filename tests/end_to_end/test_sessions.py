@@ -9,6 +9,7 @@ from end_to_end import reference
 from end_to_end.session_caller import (
     DIM,
     HEADS,
+    INT8_TOLERANCE,
     KV_HEADS,
     MIB,
     PAGE,
@@ -379,7 +380,7 @@ def test_a_cache_in_int8(caller, int8_session):
             query = caller.tokens(count, HEADS)
             result = caller.client.attend(query, key, value, sessions=[session])
             extend(seen, int8(key), int8(value))
-            assert_attends(query, result, seen)
+            assert_attends(query, result, seen, INT8_TOLERANCE)
         assert session.get().bytes == 2 * KV_HEADS * 2 * PAGE * (DIM + 4)
         (fork,) = session.fork(length=66)
         own = {name: array[:, :, :66] for name, array in seen.items()}
@@ -387,8 +388,8 @@ def test_a_cache_in_int8(caller, int8_session):
         query = caller.tokens(5, HEADS)
         result = caller.client.attend(query, key, value, sessions=[fork])
         extend(own, int8(key), int8(value))
-        assert_attends(query, result, own)
-        assert_holds(caller, session, seen)
+        assert_attends(query, result, own, INT8_TOLERANCE)
+        assert_holds(caller, session, seen, INT8_TOLERANCE)
         query = caller.tokens(2, HEADS)
         for implementation in ("standard", "torch_sdpa"):
             result = caller.client.attend(

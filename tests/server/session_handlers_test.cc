@@ -14,8 +14,9 @@ namespace {
 
 namespace proto = attention::v1;
 
-constexpr std::uint64_t kCacheBytes = 256 << 10;
-constexpr std::uint64_t kBlockBytes = 2 * 64 * 16 * 4;  // of SessionAttend's tokens
+constexpr std::uint64_t kCacheBytes = 384 << 10;
+// Of SessionAttend's tokens: 8 dimensions of keys, 8 of values with room for 16.
+constexpr std::uint64_t kBlockBytes = 2 * 64 * (8 + 16) * 4;
 
 class SessionHandlersTest : public testing::Test {
  protected:

@@ -97,7 +97,7 @@ KeyRange SetRanges(const FlashRun<A>& run) {
     const KeyRange keys = VisibleKeys(run.args, run.sequence, run.position_of(row));
     run.ranges[row] = keys;
     BlockRanges& block = run.block_ranges[row / kBlockRows];
-    if (row % kBlockRows == 0) block = {{0, 0}, keys};
+    if (row % kBlockRows == 0) block = {{0, 0}, keys, false};
     Widen(keys, &block.any);
     Widen(keys, &all);
     if (keys.begin > block.all.begin) block.all.begin = keys.begin;
@@ -112,7 +112,9 @@ KeyRange SetRanges(const FlashRun<A>& run) {
 template <class A>
 bool RunSegment(const FlashRun<A>& run, int64_t first, int64_t end, int64_t segment) {
   for (int64_t row = 0; row < run.task.num_rows; ++row) run.states[row] = EmptyRow();
-  __builtin_memset(run.output, 0, static_cast<size_t>(run.task.num_rows * run.out_stride) * 4);
+  for (int64_t row = 0; row < run.task.num_rows; row += kBlockRows) {
+    run.block_ranges[row / kBlockRows].started = false;
+  }
   const int64_t segment_end = (segment + 1) * cpu::kFlashSegmentPages;
   for (int64_t place = segment * cpu::kFlashSegmentPages; place < segment_end;
        place += cpu::kFlashStepPages) {
@@ -151,7 +153,7 @@ inline void FinishRow(const AttentionArgs& args, const cpu::FlashTask& task, int
       sum = sum * scale + Exp2One((sink - reference) * kLog2E);
     }
     factor = scale / sum;
-    lse = reference + __builtin_logf(sum);
+    if (sequence.lse != nullptr) lse = reference + __builtin_logf(sum);
   }
   const int64_t at = i * sequence.output.row_stride + head * sequence.output.head_stride;
   for (int64_t c = 0; c < args.value_dim; c += kLanes) {

@@ -13,7 +13,7 @@ constexpr int64_t kTasksPerWorker = 8;
 // What a task's rows (queries and outputs) may take. They are walked through once for each step of
 // keys, and so may lie behind the second-level cache, which holds the step and a tile; the more of
 // them, the less it costs to make a step's pages.
-constexpr int64_t kRowsBytes = 1 << 20;
+constexpr int64_t kRowsBytes = 3 << 19;
 constexpr int64_t kMinRows = 2 * kFlashRowMultiple;
 constexpr int64_t kTileRows = 24;
 constexpr int64_t kTightRows = 12;

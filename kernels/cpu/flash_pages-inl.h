@@ -29,8 +29,7 @@ FlashRun<A> MakeRun(const AttentionArgs& args, const cpu::FlashPlan& plan,
           reinterpret_cast<BlockRanges*>(ranges + plan.max_rows),
           scratch + parts.pages,
           !args.paged,
-          args.soft_cap > 0.0f || args.alibi_slopes != nullptr ||
-              args.mask.type != MaskType::kNone || !(args.scale > 0.0f),
+          TransformsScores(args),
           nullptr};
 }
 

@@ -12,6 +12,7 @@ constexpr int64_t kMaxTileBlocks = 32;
 struct BlockRanges {
   KeyRange any;
   KeyRange all;
+  bool started;  // its rows have an output of this segment
 };
 
 template <class A>
@@ -113,7 +114,21 @@ void PackQueriesFrom(const FlashRun<A>& run) {
       }
       continue;
     }
-    for (int64_t d = 0; d < run.args.head_dim; ++d) {
+    int64_t done = 0;
+    if constexpr (kInterleavesFloats<A>) {
+      for (; done + kLanes <= run.args.head_dim; done += kLanes) {
+        VecF lanes[kBlockRows];
+        for (int r = 0; r < kBlockRows; ++r) lanes[r] = Elements<kType>::LoadVec(rows[r] + done);
+        for (int i = 0; i < kLanes; i += 4) {
+          Quad quads[kBlockRows];
+          for (int r = 0; r < kBlockRows; ++r) {
+            __builtin_memcpy(&quads[r], reinterpret_cast<const char*>(&lanes[r]) + i * 4, 16);
+          }
+          InterleaveQuads(quads, reinterpret_cast<float*>(block) + (done + i) * kBlockRows);
+        }
+      }
+    }
+    for (int64_t d = done; d < run.args.head_dim; ++d) {
       for (int r = 0; r < kBlockRows; ++r) {
         A::SetQuery(block, d, r, Elements<kType>::LoadOne(rows[r] + d));
       }
@@ -203,6 +218,7 @@ struct Tile {
     return run.query + (row / kBlockRows + block) * run.query_block_bytes();
   }
   float* scores_of(int64_t block) const { return run.scores + block * kBlockRows * kStepStride; }
+  bool& started(int64_t block) const { return run.block_ranges[row / kBlockRows + block].started; }
   float* output_of(int64_t block) const {
     return run.output + (row + block * kBlockRows) * run.out_stride;
   }

@@ -72,7 +72,7 @@ struct FlashScratchShape {
   parts.product = parts.total + (shape.merges_inside ? shape.rows * out_bytes : 0);
   parts.states = parts.product + shape.tile_rows * out_bytes;
   parts.ranges = parts.states + RoundUpTo(shape.rows * 16, 64);
-  parts.pages = parts.ranges + RoundUpTo(shape.rows * 16 + shape.rows / 4 * 32, 64);
+  parts.pages = parts.ranges + RoundUpTo(shape.rows * 16 + shape.rows / 4 * 40, 64);
   const int64_t packed =
       shape.tight ? (keys > values ? keys : values) : kFlashStepPages * (keys + values);
   parts.list = parts.pages + (shape.packs ? packed : 0);

@@ -180,11 +180,21 @@ void AddCarefully(const Tile<A>& tile, int64_t block, bool accumulate, const Ste
   }
 }
 
+// A segment's outputs are zeros before the first product is added.
+template <class A>
+void StartOutput(const Tile<A>& tile, int64_t block) {
+  if (tile.started(block)) return;
+  __builtin_memset(tile.output_of(block), 0,
+                   static_cast<size_t>(tile.rows_of(block) * tile.run.out_stride) * 4);
+  tile.started(block) = true;
+}
+
 template <class A>
 void AddProduct(const Tile<A>& tile, int64_t block) {
   const int64_t count = tile.rows_of(block) * tile.run.out_stride;
   const float* const product = tile.product_of(block);
   float* const output = tile.output_of(block);
+  StartOutput(tile, block);
   if constexpr (kScalesRows<A>) {
     for (int64_t r = 0; r < tile.rows_of(block); ++r) {
       const int64_t at = r * tile.run.out_stride;
@@ -243,6 +253,8 @@ bool ValuesOfTile(const Tile<A>& tile, StepValues* values) {
     if (values->begin >= values->end) continue;
     run.counters->value_pairs += tile.rows_of(block) * (values->end - values->begin);
     careful[block] = NeedsCare<A>(*values, tile.columns[block], values->begin, values->end);
+    // What is not scaled yet can't be stored where outputs are.
+    if constexpr (kScalesRows<A>) StartOutput(tile, block);
     if (!careful[block]) continue;
     AddCarefully(tile, block, false, *values);
     AddProduct(tile, block);
@@ -256,10 +268,14 @@ bool ValuesOfTile(const Tile<A>& tile, StepValues* values) {
       TakeColumns<A>(tile.columns[block], 0, kStepKeys, values);
       if (values->begin >= values->end) continue;
       ValuesOfRows<A>(tile.rows_of(block), *values, column, panel_end,
-                      reinterpret_cast<const char*>(tile.scores_of(block)), 0, Add::kToOutput,
-                      tile.output_of(block), run.out_stride);
+                      reinterpret_cast<const char*>(tile.scores_of(block)), 0,
+                      tile.started(block) ? Add::kToOutput : Add::kToZero, tile.output_of(block),
+                      run.out_stride);
     }
     if (IsCancelled(run.cancelled)) return false;
+  }
+  for (int64_t block = 0; block < tile.blocks; ++block) {
+    tile.started(block) |= tile.columns[block].end > 0;
   }
   return true;
 }

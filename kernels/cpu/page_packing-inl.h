@@ -128,6 +128,9 @@ void PackKeysAs(const PageLayout& layout, const cpu::TokenRows& rows, cpu::PageR
       const int64_t c_end = cells - c0 < kTileCells ? cells : c0 + kTileCells;
       for (int64_t t = t0; t < t_end; t += kLanes) {
         To* const to = keys + places.KeyElement(range.first + t, 0);
+        for (int64_t i = 0; i < kLanes; ++i) {
+          __builtin_prefetch(from + (t + kTileTokens + i) * stride + c0 * kCellBytes);
+        }
         for (int64_t c = c0; c < c_end; c += kUnitCells) {
           PackKeyUnit<kFrom, kTo>(from + t * stride + c * kCellBytes, stride,
                                   to + places.KeyElement(0, c * kCellDims));

@@ -36,6 +36,10 @@ class MemoryMeter {
   std::size_t peak_ = 0;
 };
 
+// What one worker's part of a block takes, so that the next one's begins on a cache line of its
+// own.
+constexpr std::size_t RoundUpToLine(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 class Workspace {
  public:
   // An execution may hold `limit_bytes`; `keep_bytes` of them stay allocated between executions, so

@@ -5,16 +5,14 @@
 //
 // Keys lie in panels of 16 tokens, values in panels of 16 columns, one behind the other, so that a
 // kernel that takes one vector of AVX-512 or two of AVX2 at a time reads memory from front to back.
-// (Against rows of 64 tokens: 1.4 to 1.6 times as many keys a second out of memory for four query
-// heads, on a Zen 3 with AVX2; no difference in the cache.) Keys: float32 and float16
-// [4][head_dim][16]; bfloat16 [4][head_dim / 2][16][2], pairs of dimensions as dot-product
-// instructions take them, an odd last one beside zeros; int8 [4][head_dim / 4][16][4], likewise in
-// fours. Values, with value_dim rounded up to 16 and filled with zeros: float32 and float16
-// [value_dim / 16][64][16]; bfloat16 [value_dim / 16][32][16][2], pairs of tokens; int8
-// [value_dim / 16][16][16][4]. Int8 keys and int8 values are followed by 64 float scales of their
-// own, one for each token: an element stands for itself times its token's scale. C headers only, as
-// attention_args.h; always inlined, so that units of an instruction set leave no symbol of it
-// behind.
+// Keys: float32 and float16 [4][head_dim][16]; bfloat16 [4][head_dim / 2][16][2], pairs of
+// dimensions as dot-product instructions take them, an odd last one beside zeros; int8 [4][head_dim
+// / 4][16][4], likewise in fours. Values, with value_dim rounded up to 16 and filled with zeros:
+// float32 and float16 [value_dim / 16][64][16]; bfloat16 [value_dim / 16][32][16][2], pairs of
+// tokens; int8 [value_dim / 16][16][16][4]. Int8 keys and int8 values are followed by 64 float
+// scales of their own, one for each token: an element stands for itself times its token's scale. C
+// headers only, as attention_args.h; always inlined, so that units of an instruction set leave no
+// symbol of it behind.
 #pragma once
 
 #include "kernels/attention_args.h"

@@ -45,9 +45,10 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for row in rows:
         order = "" if row["cache_dtype"] else ", causal" if row["causal"] else ", not causal"
+        options = "".join(f", {name} {value}" for name, value in row["options"].items())
         bars = "; ".join(bar_text(bar) for bar in row.get("bars", []))
         cells = [
-            f"{row['bench']} {row['shape']}{order}",
+            f"{row['bench']} {row['shape']}{order}{options}",
             row["cache_dtype"] or row["dtype"],
             row["implementation"],
             _rate(row),

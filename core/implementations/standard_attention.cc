@@ -10,12 +10,6 @@
 namespace attn {
 namespace {
 
-constexpr std::size_t kAlignment = 64;
-
-std::size_t RoundUp(std::size_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
 class StandardAttention final : public AttentionImplementation {
  public:
   absl::Status Attend(const kernels::AttentionArgs& given, const AttentionShape& given_shape,
@@ -26,7 +20,7 @@ class StandardAttention final : public AttentionImplementation {
     Executor& executor = context.device.executor();
     const auto workers = static_cast<std::size_t>(
         std::min<std::int64_t>(executor.threads(), std::max<std::int64_t>(plan.num_tasks, 1)));
-    const std::size_t task_bytes = RoundUp(plan.task_workspace_bytes);
+    const std::size_t task_bytes = RoundUpToLine(plan.task_workspace_bytes);
     ATTN_ASSIGN_OR_RETURN(void* const workspace, context.workspace.Take(task_bytes * workers));
     executor.ParallelFor(plan.num_tasks, [&](std::int64_t task, int worker) {
       if (context.IsCancelled()) return;  // tasks without queries do not look by themselves
@@ -43,7 +37,8 @@ class StandardAttention final : public AttentionImplementation {
         shape.q_len, shape.longest_pairs, shape.head_dim, shape.value_dim);
     const auto tasks = std::max<std::int64_t>(shape.batch * shape.num_heads, 1);
     return {PlainRows::WorkspaceBytes(shape) +
-                RoundUp(bytes) * static_cast<std::uint64_t>(std::min<std::int64_t>(workers, tasks)),
+                RoundUpToLine(bytes) *
+                    static_cast<std::uint64_t>(std::min<std::int64_t>(workers, tasks)),
             true};
   }
 

@@ -16,12 +16,6 @@ using kernels::cpu::FlashPlan;
 using kernels::cpu::FlashSummaryTask;
 using kernels::cpu::FlashTask;
 
-constexpr std::size_t kAlignment = 64;
-
-std::size_t RoundUp(std::size_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
 // That have a task at the same time.
 std::size_t Workers(const FlashPlan& plan, std::int64_t threads) {
   const std::int64_t tasks = std::max({plan.attend_tasks, plan.summary_tasks, std::int64_t{1}});
@@ -74,7 +68,7 @@ absl::Status RunTiledAttention(const AttentionArgs& args, const FlashOptions& op
 
   const std::size_t workers = Workers(plan, options.workers);
   Scratch scratch;
-  scratch.task_bytes = RoundUp(plan.task_bytes);
+  scratch.task_bytes = RoundUpToLine(plan.task_bytes);
   ATTN_ASSIGN_OR_RETURN(void* const task_memory,
                         context.workspace.Take(scratch.task_bytes * workers));
   scratch.tasks = static_cast<char*>(task_memory);
@@ -105,7 +99,7 @@ absl::Status RunTiledAttention(const AttentionArgs& args, const FlashOptions& op
 
 std::uint64_t TiledAttentionBytes(const AttentionArgs& args, const FlashOptions& options) {
   const FlashPlan plan = kernels::cpu::PlanFlashAttention(args, options, nullptr);
-  return RoundUp(plan.task_bytes) * Workers(plan, options.workers) + plan.partial_bytes +
+  return RoundUpToLine(plan.task_bytes) * Workers(plan, options.workers) + plan.partial_bytes +
          plan.summary_bytes;
 }
 

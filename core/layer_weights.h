@@ -39,7 +39,8 @@ struct LayerWeights {
   Projection query_key_value;
   Projection output;     // [hidden_size, num_heads * value_dim]
   Parameter query_norm;  // [head_dim]: per-head RMS norm of queries before position encoding, or
-                         // undefined
+                         // undefined. In float32 it multiplies before values are rounded to the
+                         // model's dtype, in that dtype after
   Parameter key_norm;    // the same for keys
   float norm_epsilon = 1e-6f;
 

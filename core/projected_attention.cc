@@ -40,7 +40,8 @@ void NormalizeHeads(at::Tensor heads, const Parameter& weight, float epsilon) {
   if (!weight.defined()) return;
   const at::Tensor x = heads.to(c10::ScalarType::Float);
   const at::Tensor scale = x.pow(2).mean(-1, true).add_(epsilon).rsqrt_();
-  heads.copy_(x.mul(scale).to(heads.scalar_type()).mul(AsTensor(weight)));
+  const at::Tensor gain = AsTensor(weight);
+  heads.copy_(x.mul(scale).to(gain.scalar_type()).mul(gain));
 }
 
 }  // namespace

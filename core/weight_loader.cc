@@ -110,6 +110,7 @@ class LayerPlanner {
       ATTN_RETURN_IF_ERROR(PlanSinks(spec, plan));
     }
     plan.norm_epsilon = names_.norm_epsilon;
+    plan.norm_offset = names_.norm_offset;
     return plan;
   }
 
@@ -235,6 +236,22 @@ absl::StatusOr<Parameter> LoadParameter(const PlannedParameter& plan, DType dtyp
   return parameter;
 }
 
+// With an offset in float32, which keeps small weights beside it.
+absl::StatusOr<Parameter> LoadNorm(const PlannedParameter& plan, float offset, DType dtype,
+                                   const SliceRunner& run_slice) {
+  if (plan.parts.empty() || offset == 0.0f) return LoadParameter(plan, dtype, run_slice);
+  const auto count = static_cast<std::size_t>(plan.parts.front().elements);
+  std::vector<float> values = Floats(*plan.parts.front().entry, count);
+  for (float& value : values) value += offset;
+  Parameter parameter;
+  parameter.dtype = DType::kFloat32;
+  parameter.shape = plan.shape;
+  ATTN_ASSIGN_OR_RETURN(const Buffer memory, AllocateHostMemory(count * sizeof(float)));
+  std::memcpy(memory.data.get(), values.data(), count * sizeof(float));
+  parameter.data = memory.data;
+  return parameter;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<PlannedLayer>> PlanSelfAttention(const ModelTensors& tensors,
@@ -294,8 +311,10 @@ absl::StatusOr<LayerWeights> LoadLayer(const PlannedLayer& plan, DType dtype,
                         LoadParameter(plan.query_key_value_bias, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.output.weight, LoadParameter(plan.output_weight, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.output.bias, LoadParameter(plan.output_bias, dtype, run_slice));
-  ATTN_ASSIGN_OR_RETURN(weights.query_norm, LoadParameter(plan.query_norm, dtype, run_slice));
-  ATTN_ASSIGN_OR_RETURN(weights.key_norm, LoadParameter(plan.key_norm, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.query_norm,
+                        LoadNorm(plan.query_norm, plan.norm_offset, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.key_norm,
+                        LoadNorm(plan.key_norm, plan.norm_offset, dtype, run_slice));
   weights.norm_epsilon = plan.norm_epsilon;
   return weights;
 }

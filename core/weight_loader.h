@@ -33,6 +33,7 @@ struct PlannedLayer {
   PlannedParameter query_norm;
   PlannedParameter key_norm;
   float norm_epsilon = 0.0f;
+  float norm_offset = 0.0f;
   PlannedParameter sinks;
 };
 

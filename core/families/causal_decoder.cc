@@ -43,7 +43,9 @@ absl::StatusOr<CausalDecoder> ReadCausalDecoder(ConfigReader& config,
   CausalDecoder decoder;
   LayerSpec& layer = decoder.layer;
   ATTN_ASSIGN_OR_RETURN(decoder.hidden_size, config.RequiredInt("hidden_size", 1, kMaxHiddenSize));
-  ATTN_ASSIGN_OR_RETURN(layer.num_heads, config.RequiredInt("num_attention_heads", 1, kMaxHeads));
+  constexpr char kHeads[] = "num_attention_heads";
+  if (defaults.num_heads == 0 && !config.Has(kHeads)) return config.Missing(kHeads);
+  ATTN_ASSIGN_OR_RETURN(layer.num_heads, config.IntOr(kHeads, defaults.num_heads, 1, kMaxHeads));
   ATTN_ASSIGN_OR_RETURN(layer.repeat, config.RequiredInt("num_hidden_layers", 1, kMaxLayers));
   ATTN_ASSIGN_OR_RETURN(layer.num_kv_heads,
                         ReadKvHeads(config, layer.num_heads, defaults.num_kv_heads));

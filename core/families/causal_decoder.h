@@ -14,6 +14,7 @@ namespace attn {
 
 // What a family's config class has where the file says nothing.
 struct DecoderDefaults {
+  std::uint32_t num_heads = 0;     // 0: must be said
   std::uint32_t num_kv_heads = 0;  // 0: as many as query heads
   std::uint32_t head_dim = 0;      // 0: hidden_size / num_attention_heads
   RotaryDefaults rotary;

@@ -1,22 +1,42 @@
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
 #include "core/families/bert_family.h"
+#include "core/families/clip_family.h"
 #include "core/families/family.h"
 #include "core/families/gemma2_family.h"
+#include "core/families/gemma3_family.h"
 #include "core/families/gpt_oss_family.h"
 #include "core/families/llama_family.h"
 #include "core/families/mistral_family.h"
 #include "core/families/phi3_family.h"
+#include "core/families/qwen2_vl_family.h"
 #include "core/families/qwen_family.h"
+#include "core/families/siglip_family.h"
 #include "core/families/vit_family.h"
 
 namespace attn {
 namespace {
 
 constexpr Family kFamilies[] = {
-    {"bert", ReadBertModel},   {"gemma2", ReadGemma2Model},   {"gpt_oss", ReadGptOssModel},
-    {"llama", ReadLlamaModel}, {"mistral", ReadMistralModel}, {"phi3", ReadPhi3Model},
-    {"qwen2", ReadQwen2Model}, {"qwen3", ReadQwen3Model},     {"vit", ReadVitModel},
+    {"bert", ReadBertModel},
+    {"clip", ReadClipModel},
+    {"clip_text_model", ReadClipTextModel},
+    {"clip_vision_model", ReadClipVisionModel},
+    {"gemma2", ReadGemma2Model},
+    {"gemma3", ReadGemma3Model},
+    {"gemma3_text", ReadGemma3TextModel},
+    {"gpt_oss", ReadGptOssModel},
+    {"llama", ReadLlamaModel},
+    {"mistral", ReadMistralModel},
+    {"phi3", ReadPhi3Model},
+    {"qwen2", ReadQwen2Model},
+    {"qwen2_vl", ReadQwen2VlModel},
+    {"qwen2_vl_text", ReadQwen2VlTextModel},
+    {"qwen3", ReadQwen3Model},
+    {"siglip", ReadSiglipModel},
+    {"siglip_text_model", ReadSiglipTextModel},
+    {"siglip_vision_model", ReadSiglipVisionModel},
+    {"vit", ReadVitModel},
 };
 
 // Fields by which the configs of transformers change attention or how its weights are stored. A
@@ -49,6 +69,7 @@ constexpr const char* kAttentionFields[] = {
     "compression_config",
     "dual_chunk_attention_config",
     "embedding_size",
+    "fullatt_block_indexes",
     "global_attn_every_n_layers",
     "head_dim",
     "is_causal",
@@ -62,6 +83,7 @@ constexpr const char* kAttentionFields[] = {
     "layers_block_type",
     "local_attention",
     "max_window_layers",
+    "mrope_interleaved",
     "mrope_section",
     "multi_query",
     "no_rope_layer_interval",
@@ -120,13 +142,17 @@ constexpr const char* kAttentionFields[] = {
 
 std::span<const Family> BuiltinFamilies() { return kFamilies; }
 
+absl::Status RefuseUnreadAttention(const ConfigReader& object) {
+  return object.RefuseUnread(kAttentionFields);
+}
+
 absl::StatusOr<FamilyModel> ReadFamilyModel(ConfigReader& config,
                                             std::span<const Family> families) {
   ATTN_ASSIGN_OR_RETURN(const std::string model_type, config.RequiredString("model_type"));
   for (const Family& family : families) {
     if (model_type != family.model_type) continue;
     ATTN_ASSIGN_OR_RETURN(FamilyModel model, family.read(config));
-    ATTN_RETURN_IF_ERROR(config.RefuseUnread(kAttentionFields));
+    ATTN_RETURN_IF_ERROR(RefuseUnreadAttention(config));
     return model;
   }
   return config.Unsupported("model_type");

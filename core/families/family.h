@@ -45,6 +45,7 @@ struct StackTensors {
   const char* query_norm = nullptr;  // [head_dim]
   const char* key_norm = nullptr;    // [head_dim]
   float norm_epsilon = 1e-6f;
+  float norm_offset = 0.0f;     // added to the norms' elements, as stored
   const char* sinks = nullptr;  // [num_heads]
 };
 
@@ -62,6 +63,9 @@ struct Family {
 // Reads the model with the row of its model_type, then refuses every field known to change some
 // model's attention that the row did not read. An unknown model_type is UNIMPLEMENTED.
 absl::StatusOr<FamilyModel> ReadFamilyModel(ConfigReader& config, std::span<const Family> families);
+
+// The second half of that for an object inside the config, once a family has read it.
+absl::Status RefuseUnreadAttention(const ConfigReader& object);
 
 std::span<const Family> BuiltinFamilies();
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr char kOriginalLength[] = "original_max_position_embeddings";
 constexpr char kLength[] = "max_position_embeddings";
+constexpr char kSections[] = "mrope_section";
 constexpr double kMaxTheta = 1e30;
 constexpr double kMaxParameter = 1e9;
 
@@ -31,12 +33,14 @@ class RotaryConfig {
     ATTN_RETURN_IF_ERROR(ReadScalingName());
     ATTN_RETURN_IF_ERROR(ReadParameters());
     ATTN_RETURN_IF_ERROR(ReadFactors());
+    ATTN_RETURN_IF_ERROR(ReadSections());
     return embedding_;
   }
 
  private:
   // transformers takes rope_scaling first where a file has both.
   absl::Status OpenScaling() {
+    if (defaults_.layer_type != nullptr) return OpenLayerType();
     for (const char* name : {"rope_scaling", "rope_parameters"}) {
       if (!config_.Has(name)) {
         config_.Ignore(name);
@@ -48,12 +52,32 @@ class RotaryConfig {
     return absl::OkStatus();
   }
 
+  // rope_parameters holds an object for each kind of layers. Older files have rope_scaling for one
+  // kind instead; how the two would combine in one file is not known.
+  absl::Status OpenLayerType() {
+    for (const char* name : {"rope_scaling", "rope_parameters"}) config_.Ignore(name);
+    const bool scaling = config_.Has("rope_scaling");
+    if (!config_.Has("rope_parameters")) {
+      if (!scaling || !defaults_.scaled) return absl::OkStatus();
+      ATTN_ASSIGN_OR_RETURN(scaling_, config_.RequiredObject("rope_scaling"));
+      return absl::OkStatus();
+    }
+    if (scaling) return config_.Unsupported("rope_scaling");
+    ATTN_ASSIGN_OR_RETURN(ConfigReader kinds, config_.RequiredObject("rope_parameters"));
+    for (const std::string& name : kinds.Names()) {
+      if (name != "full_attention" && name != "sliding_attention") return kinds.Unsupported(name);
+    }
+    if (!kinds.Has(defaults_.layer_type)) return absl::OkStatus();
+    ATTN_ASSIGN_OR_RETURN(scaling_, kinds.RequiredObject(defaults_.layer_type));
+    return absl::OkStatus();
+  }
+
   bool ScalingHas(const char* name) const { return scaling_ && scaling_->Has(name); }
 
   // The object's own field wins over the one beside it.
   absl::Status ReadTheta() {
     ATTN_ASSIGN_OR_RETURN(embedding_.theta,
-                          config_.NumberOr("rope_theta", defaults_.theta, 1.0, kMaxTheta));
+                          config_.NumberOr(defaults_.theta_field, defaults_.theta, 1.0, kMaxTheta));
     if (!scaling_) return absl::OkStatus();
     ATTN_ASSIGN_OR_RETURN(embedding_.theta,
                           scaling_->NumberOr("rope_theta", embedding_.theta, 1.0, kMaxTheta));
@@ -82,6 +106,8 @@ class RotaryConfig {
     const char* field = ScalingHas("rope_type") ? "rope_type" : "type";
     ATTN_ASSIGN_OR_RETURN(std::string name, scaling_->StringOr(field, "default"));
     scaling_->Ignore("type");
+    // By name a scaling, but what it says is how axes share the frequencies.
+    if (name == "mrope" && !defaults_.axis_sections.empty()) name = "default";
     if (defaults_.longrope_alone) {
       if (name == "su" || name == "yarn") name = "longrope";
       if (name != "longrope" && name != "default") return scaling_->Unsupported(field);
@@ -108,7 +134,8 @@ class RotaryConfig {
     for (const std::string& name : scaling_->Names()) {
       const bool known = name == "rope_theta" || name == "rope_type" || name == "type" ||
                          name == "partial_rotary_factor" || name == "short_factor" ||
-                         name == "long_factor" || IsRotaryParameter(name);
+                         name == "long_factor" || IsRotaryParameter(name) ||
+                         (name == kSections && !defaults_.axis_sections.empty());
       if (!known && scaling_->Has(name)) return scaling_->Unsupported(name);
     }
     return absl::OkStatus();
@@ -156,6 +183,28 @@ class RotaryConfig {
     ATTN_ASSIGN_OR_RETURN(embedding_.long_factor,
                           scaling_->RequiredNumbers("long_factor", pairs, 0.0, kMaxParameter));
     return absl::OkStatus();
+  }
+
+  absl::Status ReadSections() {
+    embedding_.axis_sections.assign(defaults_.axis_sections.begin(), defaults_.axis_sections.end());
+    if (embedding_.axis_sections.empty()) return absl::OkStatus();
+    if (ScalingHas(kSections)) {
+      ATTN_ASSIGN_OR_RETURN(
+          const std::vector<double> sections,
+          scaling_->RequiredNumbers(kSections, embedding_.axis_sections.size(), 1.0, kMaxHeadDim));
+      for (std::size_t i = 0; i < sections.size(); ++i) {
+        if (sections[i] != std::floor(sections[i])) {
+          return scaling_->Bad(kSections, "whose entries must be whole numbers");
+        }
+        embedding_.axis_sections[i] = static_cast<std::uint32_t>(sections[i]);
+      }
+    }
+    std::uint64_t sum = 0;
+    for (std::uint32_t section : embedding_.axis_sections) sum += section;
+    const std::uint64_t pairs = embedding_.rotary_dim / 2;
+    if (sum == pairs) return absl::OkStatus();
+    return (ScalingHas(kSections) ? *scaling_ : config_)
+        .Bad(kSections, absl::StrCat("which makes ", sum, " frequencies, but there are ", pairs));
   }
 
   ConfigReader& config_;

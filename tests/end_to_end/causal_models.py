@@ -9,6 +9,8 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
@@ -96,6 +98,24 @@ _FAMILIES = {
             "final_logit_softcapping": 30.0,
         },
     ),
+    "gemma3_text": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {
+            "head_dim": 24,
+            "sliding_window": WINDOW,
+            "layer_types": _SLIDING_FIRST,
+            "query_pre_attn_scalar": 20,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "linear",
+                    "rope_theta": 1000000.0,
+                    "factor": 8.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
     "phi3": (
         Phi3Config,
         Phi3ForCausalLM,
@@ -149,6 +169,8 @@ VARIANTS = [
     ("qwen2", {"use_sliding_window": False}),
     ("qwen3", {"attention_bias": False, "use_sliding_window": False, "layer_types": None}),
     ("gemma2", {"attn_logit_softcapping": None, "attention_bias": True}),
+    ("gemma3_text", {"attention_bias": True, "layer_types": None, "rope_parameters": None}),
+    ("gemma3_text", {"use_bidirectional_attention": True}),
     ("phi3", {"sliding_window": WINDOW, "rope_parameters": {"partial_rotary_factor": 1.0}}),
     ("gpt_oss", {"attention_bias": False, "sliding_window": 5}),
 ]
@@ -172,14 +194,16 @@ def make_causal(family, seed=0, **settings):
 
 def _spread(name, parameter):
     """Values like a trained model's: softmaxes far from uniform, nothing at its neutral value."""
+    added_to_one = "norm" in name and not parameter.any()  # Gemma's; the others multiply
     if name.endswith("sinks"):
         parameter.normal_(mean=1.0, std=1.0)
     elif "self_attn" in name and name.endswith("bias"):
         parameter.normal_(std=0.3)  # they start at zero
     elif name.endswith(("q_norm.weight", "k_norm.weight")):
         parameter.uniform_(0.8, 2.5)
+        if added_to_one:
+            parameter.sub_(1.0)
     elif "norm" in name:
-        # Gemma's weights are added to one, the others multiply.
         parameter.add_(torch.rand_like(parameter) * 0.4 - 0.2)
     elif "self_attn" in name and parameter.ndim == 2:
         parameter.normal_(std=1.5 * parameter.shape[1] ** -0.5)

@@ -235,6 +235,8 @@ def test_list_models_shows_every_layer(client, families, name):
         assert layer.options.soft_cap == (getattr(config, "attn_logit_softcapping", None) or 0)
         sinks = getattr(attention, "sinks", torch.zeros(0))
         assert list(layer.options.sink_logits.values) == pytest.approx(sinks.tolist())
-        assert layer.rotary.theta == config.rope_parameters["rope_theta"]
-        scaling = config.rope_parameters["rope_type"]
+        rope = config.rope_parameters
+        rope = rope[types[index]] if "full_attention" in rope else rope
+        assert layer.rotary.theta == rope["rope_theta"]
+        scaling = rope["rope_type"]
         assert layer.rotary.scaling == ("" if scaling == "default" else scaling)

@@ -9,6 +9,7 @@
 #include "core/families/phi3_family.h"
 #include "core/families/qwen_family.h"
 #include "core/families/vit_family.h"
+#include "core/families/whisper_family.h"
 
 namespace attn {
 namespace {
@@ -17,6 +18,7 @@ constexpr Family kFamilies[] = {
     {"bert", ReadBertModel},   {"gemma2", ReadGemma2Model},   {"gpt_oss", ReadGptOssModel},
     {"llama", ReadLlamaModel}, {"mistral", ReadMistralModel}, {"phi3", ReadPhi3Model},
     {"qwen2", ReadQwen2Model}, {"qwen3", ReadQwen3Model},     {"vit", ReadVitModel},
+    {"whisper", ReadWhisperModel},
 };
 
 // Fields by which the configs of transformers change attention or how its weights are stored. A

@@ -14,13 +14,17 @@ namespace attn {
 class CacheCall;
 
 struct ForwardInputs {
-  TensorView hidden_states;   // [batch, q_len, hidden_size]; or [tokens, hidden_size], rows end to
-                              // end, with query_lengths
-  TensorView attention_mask;  // as AttendInputs::attention_mask; undefined: none
-  TensorView position_ids;    // int64 [batch or 1, q_len] (packed: [tokens]), or with axes in front
-  TensorView past_key;        // [batch, num_kv_heads, length, head_dim] in the model's dtype
-  TensorView past_value;      // [batch, num_kv_heads, length, value_dim]
+  TensorView hidden_states;  // [batch, q_len, hidden_size]; or [tokens, hidden_size], rows end to
+                             // end, with query_lengths
+  TensorView encoder_hidden_states;  // cross-attention: what keys and values are made of, [batch,
+                                     // kv_len, encoder_hidden_size]; or [tokens,
+                                     // encoder_hidden_size] with kv_lengths
+  TensorView attention_mask;         // as AttendInputs::attention_mask; undefined: none
+  TensorView position_ids;  // int64 [batch or 1, q_len] (packed: [tokens]), or with axes in front
+  TensorView past_key;      // [batch, num_kv_heads, length, head_dim] in the model's dtype
+  TensorView past_value;    // [batch, num_kv_heads, length, value_dim]
   std::vector<std::int64_t> query_lengths;  // tokens of each row, the rest is padding; empty: all
+  std::vector<std::int64_t> kv_lengths;     // the same for encoder_hidden_states
   CacheCall* cache = nullptr;  // rows in sessions; null: none. Lives until the call is done
   bool output_attentions = false;
   bool use_cache = false;

@@ -22,7 +22,8 @@ enum class TensorLayout : std::uint8_t { kHeadsFirst, kTokensFirst, kPacked };
 
 struct AttendInputs {
   TensorLayout layout = TensorLayout::kHeadsFirst;
-  TensorView query;  // in the layout's own axis order
+  std::optional<TensorLayout> kv_layout;  // of `key` and `value`; unset: `layout`
+  TensorView query;                       // in the layout's own axis order
   TensorView key;
   TensorView value;
   std::vector<std::int64_t> query_lengths;         // empty: all of q_len

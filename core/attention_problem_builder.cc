@@ -70,8 +70,8 @@ absl::StatusOr<ProblemBuilder::Rows> ProblemBuilder::ReadRows(const char* field,
 // Without keys of its own, a call's are those of the cache, none of them new.
 absl::Status ProblemBuilder::ReadKeys() {
   if (brings_keys()) {
-    ATTN_ASSIGN_OR_RETURN(key_, ReadRows("key", inputs_.key, inputs_.layout));
-    ATTN_ASSIGN_OR_RETURN(value_, ReadRows("value", inputs_.value, inputs_.layout));
+    ATTN_ASSIGN_OR_RETURN(key_, ReadRows("key", inputs_.key, kv_layout()));
+    ATTN_ASSIGN_OR_RETURN(value_, ReadRows("value", inputs_.value, kv_layout()));
     return absl::OkStatus();
   }
   for (const auto& [field, view] :
@@ -100,6 +100,7 @@ absl::Status ProblemBuilder::CheckTensors() {
       return InvalidField(field, absl::StrCat(field, " is ", DTypeName(rows->dtype),
                                               ", but query is ", DTypeName(query_.dtype)));
     }
+    if (kv_layout() != inputs_.layout) continue;  // then ReadKeyLengths looks at the batch
     ATTN_RETURN_IF_ERROR(CheckEqual(field, "batch", rows->batch, "query", query_.batch));
   }
   if (query_.heads % key_.heads != 0) {
@@ -156,10 +157,10 @@ absl::Status ProblemBuilder::CheckPast() {
   return absl::OkStatus();
 }
 
-absl::Status ProblemBuilder::ReadLengths(const char* field, const std::vector<std::int64_t>& given,
+absl::Status ProblemBuilder::ReadLengths(const char* field, bool packed,
+                                         const std::vector<std::int64_t>& given,
                                          std::int64_t length, std::vector<std::int64_t>& lengths,
                                          std::vector<std::int64_t>& starts) {
-  const bool packed = inputs_.layout == TensorLayout::kPacked;
   const auto count = static_cast<std::int64_t>(given.size());
   if (packed && given.empty() && length > 0) {
     return InvalidField(field, absl::StrCat(field, " is missing: a packed layout needs it"));
@@ -221,30 +222,38 @@ absl::Status ProblemBuilder::CheckRowCount() const {
   return absl::OkStatus();
 }
 
+absl::Status ProblemBuilder::ReadKeyLengths() {
+  if (!brings_keys()) {
+    kv_lengths_.assign(query_lengths_.size(), 0);
+    kv_starts_ = kv_lengths_;
+    return absl::OkStatus();
+  }
+  const bool packed = kv_layout() == TensorLayout::kPacked;
+  if (!packed) {
+    ATTN_RETURN_IF_ERROR(CheckEqual("key", "batch", key_.batch, "query", batch_));
+    ATTN_RETURN_IF_ERROR(CheckEqual("value", "batch", value_.batch, "query", batch_));
+  }
+  ATTN_RETURN_IF_ERROR(
+      ReadLengths("kv_lengths", packed, inputs_.kv_lengths, key_.length, kv_lengths_, kv_starts_));
+  if (kv_lengths_.size() == query_lengths_.size()) return absl::OkStatus();
+  return InvalidField("kv_lengths", absl::StrCat("kv_lengths has ", kv_lengths_.size(),
+                                                 " entries for a batch of ", batch_));
+}
+
 absl::Status ProblemBuilder::CheckLengths() {
   const bool packed = inputs_.layout == TensorLayout::kPacked;
   batch_ = packed ? static_cast<std::int64_t>(inputs_.query_lengths.size()) : query_.batch;
   ATTN_RETURN_IF_ERROR(CheckRowCount());
   if (inputs_.cache != nullptr) ATTN_RETURN_IF_ERROR(CheckCachedRows());
-  ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", inputs_.query_lengths, query_.length,
+  ATTN_RETURN_IF_ERROR(ReadLengths("query_lengths", packed, inputs_.query_lengths, query_.length,
                                    query_lengths_, problem_.query_starts_));
-  if (brings_keys()) {
-    ATTN_RETURN_IF_ERROR(
-        ReadLengths("kv_lengths", inputs_.kv_lengths, key_.length, kv_lengths_, kv_starts_));
-  } else {
-    kv_lengths_.assign(query_lengths_.size(), 0);
-    kv_starts_ = kv_lengths_;
-  }
-  if (kv_lengths_.size() != query_lengths_.size()) {
-    return InvalidField("kv_lengths",
-                        absl::StrCat("kv_lengths has ", kv_lengths_.size(),
-                                     " entries, but query_lengths has ", query_lengths_.size()));
-  }
+  ATTN_RETURN_IF_ERROR(ReadKeyLengths());
+  const bool keys_packed = kv_layout() == TensorLayout::kPacked;
   const bool cached = inputs_.cache != nullptr;
-  if (!packed && !cached) padded_kv_len_ = past_length_ + key_.length;
-  std::int64_t new_len = packed ? 0 : key_.length;
+  if (!keys_packed && !cached) padded_kv_len_ = past_length_ + key_.length;
+  std::int64_t new_len = keys_packed ? 0 : key_.length;
   for (std::size_t i = 0; i < static_cast<std::size_t>(batch_); ++i) {
-    const std::int64_t padded = PastLength(i) + (packed ? kv_lengths_[i] : key_.length);
+    const std::int64_t padded = PastLength(i) + (keys_packed ? kv_lengths_[i] : key_.length);
     q_len_ = std::max(q_len_, query_lengths_[i]);
     kv_len_ = std::max(kv_len_, PastLength(i) + kv_lengths_[i]);
     new_len = std::max(new_len, kv_lengths_[i]);
@@ -264,10 +273,12 @@ absl::Status ProblemBuilder::CheckLengths() {
 void ProblemBuilder::MakeSequences() {
   const auto count = static_cast<std::size_t>(batch_);
   const bool packed = inputs_.layout == TensorLayout::kPacked;
+  const bool keys_packed = kv_layout() == TensorLayout::kPacked;
   problem_.spans_.reserve(2 * count);  // sequences point into it
   problem_.sequences_.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
     const std::int64_t row = packed ? 0 : static_cast<std::int64_t>(i);
+    const std::int64_t kv_row = keys_packed ? 0 : static_cast<std::int64_t>(i);
     kernels::Sequence& sequence = problem_.sequences_[i];
     sequence.q_len = query_lengths_[i];
     sequence.kv_len = PastLength(i) + kv_lengths_[i];
@@ -285,12 +296,12 @@ void ProblemBuilder::MakeSequences() {
     if (inputs_.cache != nullptr) {  // its new tokens, which the cache will hold
       sequence.pages.first_token = inputs_.cache->first_tokens[i];
       problem_.spans_.push_back(
-          {key_.View(row, kv_starts_[i]), value_.View(row, kv_starts_[i]), kv_lengths_[i]});
+          {key_.View(kv_row, kv_starts_[i]), value_.View(kv_row, kv_starts_[i]), kv_lengths_[i]});
       continue;
     }
     if (kv_lengths_[i] > 0) {
       problem_.spans_.push_back(
-          {key_.View(row, kv_starts_[i]), value_.View(row, kv_starts_[i]), kv_lengths_[i]});
+          {key_.View(kv_row, kv_starts_[i]), value_.View(kv_row, kv_starts_[i]), kv_lengths_[i]});
     }
     sequence.num_spans = problem_.spans_.data() + problem_.spans_.size() - sequence.spans;
   }

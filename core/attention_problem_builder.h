@@ -38,14 +38,16 @@ class ProblemBuilder {
   absl::Status CheckVisible() const;
   absl::Status CheckLayer();
   absl::Status CheckPast();
-  absl::Status ReadLengths(const char* field, const std::vector<std::int64_t>& given,
+  absl::Status ReadLengths(const char* field, bool packed, const std::vector<std::int64_t>& given,
                            std::int64_t length, std::vector<std::int64_t>& lengths,
                            std::vector<std::int64_t>& starts);
+  absl::Status ReadKeyLengths();
   absl::Status CheckLengths();
   absl::Status CheckRowCount() const;
   std::int64_t PastLength(std::size_t row) const {
     return inputs_.cache != nullptr ? inputs_.cache->lengths[row] : past_length_;
   }
+  TensorLayout kv_layout() const { return inputs_.kv_layout.value_or(inputs_.layout); }
   bool brings_keys() const {
     return inputs_.cache == nullptr || inputs_.cache->mode != CacheMode::kReadOnly;
   }

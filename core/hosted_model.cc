@@ -60,6 +60,19 @@ absl::Status CompleteRuns(const std::string& field, std::vector<LayerSpec>& runs
   return absl::OkStatus();
 }
 
+// An encoder's hidden states are as wide as the stack's own where the spec does not say.
+absl::Status CompleteEncoderSizes(const std::string& field, LayerStack& stack) {
+  for (std::size_t i = 0; i < stack.cross_attention.size(); ++i) {
+    LayerSpec& layer = stack.cross_attention[i];
+    if (layer.encoder_hidden_size == 0) layer.encoder_hidden_size = stack.hidden_size;
+    if (layer.encoder_hidden_size <= kMaxDim) continue;
+    const std::string name = absl::StrCat(field, "[", i, "].encoder_hidden_size");
+    return InvalidField(
+        name, absl::StrCat(name, " is ", layer.encoder_hidden_size, ", more than ", kMaxDim));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CompleteSpec(ModelSpec& spec) {
   if (spec.stacks.empty() || spec.stacks.size() > kMaxStacks) {
     return InvalidField("spec.stacks", absl::StrCat("spec.stacks has ", spec.stacks.size(),
@@ -85,6 +98,7 @@ absl::Status CompleteSpec(ModelSpec& spec) {
         CompleteRuns(absl::StrCat(field, ".self_attention"), stack.self_attention, layers));
     ATTN_RETURN_IF_ERROR(
         CompleteRuns(absl::StrCat(field, ".cross_attention"), stack.cross_attention, layers));
+    ATTN_RETURN_IF_ERROR(CompleteEncoderSizes(absl::StrCat(field, ".cross_attention"), stack));
   }
   if (layers == 0) return InvalidField("spec.stacks", "spec.stacks has no layers");
   if (spec.dtype == DType::kUnspecified) spec.dtype = DType::kFloat32;
@@ -180,6 +194,7 @@ absl::StatusOr<std::shared_ptr<const HostedModel>> HostedModel::Create(const Mod
         made.cross_attention,
         MakeLayers(field + ".cross_attention", loaded.spec, stack, stack.cross_attention,
                    std::move(loaded.stacks[i].cross_attention)));
+    for (HostedLayer& layer : made.cross_attention) layer.kind = AttentionKind::kCross;
   }
   for (const HostedLayer* layer : model->Layers()) {
     if (layer->weights != nullptr) model->weight_bytes_ += layer->weights->bytes();

@@ -26,6 +26,7 @@ struct LayerRef {
 // One layer with what its stack and model say about it.
 struct HostedLayer {
   std::shared_ptr<const LayerSpec> spec;  // shared by the layers of a run
+  AttentionKind kind = AttentionKind::kSelf;
   std::int64_t hidden_size = 0;
   std::int64_t max_positions = 0;  // 0: no limit
   DType dtype = DType::kFloat32;

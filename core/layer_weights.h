@@ -36,7 +36,11 @@ struct Projection {
 struct LayerWeights {
   // Self-attention: query, key and value in one matrix, [ (num_heads + num_kv_heads) * head_dim +
   // num_kv_heads * value_dim, hidden_size ], in this order, so that one GEMM makes all three.
+  // Cross-attention: the query's rows alone.
   Projection query_key_value;
+  // Cross-attention: key and value in one matrix, [ num_kv_heads * (head_dim + value_dim),
+  // encoder_hidden_size ]; undefined otherwise.
+  Projection key_value;
   Projection output;     // [hidden_size, num_heads * value_dim]
   Parameter query_norm;  // [head_dim]: per-head RMS norm of queries before position encoding, or
                          // undefined. In float32 it multiplies before values are rounded to the
@@ -45,7 +49,8 @@ struct LayerWeights {
   float norm_epsilon = 1e-6f;
 
   std::size_t bytes() const {
-    return query_key_value.weight.bytes() + query_key_value.bias.bytes() + output.weight.bytes() +
+    return query_key_value.weight.bytes() + query_key_value.bias.bytes() +
+           key_value.weight.bytes() + key_value.bias.bytes() + output.weight.bytes() +
            output.bias.bytes() + query_norm.bytes() + key_norm.bytes();
   }
 };

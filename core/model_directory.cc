@@ -31,16 +31,46 @@ absl::StatusOr<FamilyModel> ReadConfig(const ModelFiles& files) {
   return ReadFamilyModel(config, BuiltinFamilies());
 }
 
+struct PlannedStack {
+  std::vector<PlannedLayer> self_attention;
+  std::vector<PlannedLayer> cross_attention;
+};
+
 // The dtype of all stacks together: what the caller asks for, else what the checkpoint has.
-DType ChooseDType(DType asked, const std::vector<std::vector<PlannedLayer>>& stacks) {
+DType ChooseDType(DType asked, const std::vector<PlannedStack>& stacks) {
   if (asked != DType::kUnspecified) return asked;
   DType dtype = DType::kUnspecified;
-  for (const std::vector<PlannedLayer>& layers : stacks) {
-    const DType stored = StoredDType(layers);
-    if (dtype != DType::kUnspecified && stored != dtype) return DType::kFloat32;
-    dtype = stored;
+  for (const PlannedStack& stack : stacks) {
+    for (const std::vector<PlannedLayer>* layers :
+         {&stack.self_attention, &stack.cross_attention}) {
+      if (layers->empty()) continue;
+      const DType stored = StoredDType(*layers);
+      if (dtype != DType::kUnspecified && stored != dtype) return DType::kFloat32;
+      dtype = stored;
+    }
   }
   return dtype;
+}
+
+absl::StatusOr<PlannedStack> PlanStack(const ModelTensors& tensors, const FamilyModel& family,
+                                       std::size_t index, LayerStack& stack) {
+  PlannedStack plan;
+  ATTN_ASSIGN_OR_RETURN(plan.self_attention,
+                        PlanSelfAttention(tensors, stack, family.self_attention[index]));
+  ReadSinks(plan.self_attention, stack);
+  if (stack.cross_attention.empty()) return plan;
+  ATTN_ASSIGN_OR_RETURN(plan.cross_attention,
+                        PlanCrossAttention(tensors, stack, family.cross_attention[index]));
+  return plan;
+}
+
+absl::Status LoadLayers(const std::vector<PlannedLayer>& plans, DType dtype,
+                        const SliceRunner& run_slice, std::vector<LayerWeights>& layers) {
+  for (const PlannedLayer& plan : plans) {
+    ATTN_ASSIGN_OR_RETURN(LayerWeights weights, LoadLayer(plan, dtype, run_slice));
+    layers.push_back(std::move(weights));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<LoadedModel> Load(const ModelSpec& spec, const LoadOptions& options) {
@@ -59,24 +89,21 @@ absl::StatusOr<LoadedModel> Load(const ModelSpec& spec, const LoadOptions& optio
 
   // All stacks are checked before the first byte is allocated.
   ATTN_ASSIGN_OR_RETURN(const ModelTensors tensors, ModelTensors::Open(files));
-  std::vector<std::vector<PlannedLayer>> plans;
+  std::vector<PlannedStack> plans;
   for (std::size_t i = 0; i < model.spec.stacks.size(); ++i) {
-    ATTN_ASSIGN_OR_RETURN(
-        std::vector<PlannedLayer> layers,
-        PlanSelfAttention(tensors, model.spec.stacks[i], family.self_attention[i]));
-    ReadSinks(layers, model.spec.stacks[i]);
-    plans.push_back(std::move(layers));
+    ATTN_ASSIGN_OR_RETURN(PlannedStack plan, PlanStack(tensors, family, i, model.spec.stacks[i]));
+    plans.push_back(std::move(plan));
   }
   ATTN_RETURN_IF_ERROR(CheckAgreement(spec, model.spec));
   model.spec.dtype = ChooseDType(spec.dtype, plans);
 
   const SliceRunner run_slice = options.run_slice ? options.run_slice : RunAtOnce;
-  for (const std::vector<PlannedLayer>& layers : plans) {
+  for (const PlannedStack& plan : plans) {
     LoadedStack& stack = model.stacks.emplace_back();
-    for (const PlannedLayer& layer : layers) {
-      ATTN_ASSIGN_OR_RETURN(LayerWeights weights, LoadLayer(layer, model.spec.dtype, run_slice));
-      stack.self_attention.push_back(std::move(weights));
-    }
+    ATTN_RETURN_IF_ERROR(
+        LoadLayers(plan.self_attention, model.spec.dtype, run_slice, stack.self_attention));
+    ATTN_RETURN_IF_ERROR(
+        LoadLayers(plan.cross_attention, model.spec.dtype, run_slice, stack.cross_attention));
   }
   return model;
 }

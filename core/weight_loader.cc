@@ -88,8 +88,8 @@ absl::StatusOr<Naming> ChooseNaming(const ModelTensors& tensors, const StackTens
 class LayerPlanner {
  public:
   LayerPlanner(const ModelTensors& tensors, const Naming& naming, const StackTensors& names,
-               std::uint32_t layer)
-      : tensors_(tensors), naming_(naming), names_(names), layer_(layer) {}
+               AttentionKind kind, std::uint32_t layer)
+      : tensors_(tensors), naming_(naming), names_(names), kind_(kind), layer_(layer) {}
 
   absl::StatusOr<PlannedLayer> Plan(const LayerSpec& spec, std::int64_t hidden_size) const {
     PlannedLayer plan;
@@ -121,26 +121,38 @@ class LayerPlanner {
       const char* pattern;
       std::int64_t rows;
       bool biased;
+      bool of_encoder;
     };
+    const bool cross = kind_ == AttentionKind::kCross;
     const ProjectionNames& names = *naming_.names;
     const std::int64_t query_rows = std::int64_t{spec.num_heads} * spec.head_dim;
     const std::int64_t key_rows = std::int64_t{spec.num_kv_heads} * spec.head_dim;
     const std::int64_t value_rows = std::int64_t{spec.num_kv_heads} * spec.value_dim;
     const bool any_bias = names_.query_bias || names_.key_bias || names_.value_bias;
-    std::vector<Part> parts = {{names.query, query_rows, names_.query_bias},
-                               {names.key, key_rows, names_.key_bias},
-                               {names.value, value_rows, names_.value_bias}};
+    std::vector<Part> parts = {{names.query, query_rows, names_.query_bias, false},
+                               {names.key, key_rows, names_.key_bias, cross},
+                               {names.value, value_rows, names_.value_bias, cross}};
     if (names.query_key_value != nullptr) {
-      parts = {{names.query_key_value, query_rows + key_rows + value_rows, any_bias}};
+      parts = {{names.query_key_value, query_rows + key_rows + value_rows, any_bias, false}};
     }
     for (const Part& part : parts) {
+      const std::int64_t columns = part.of_encoder ? spec.encoder_hidden_size : hidden_size;
       ATTN_RETURN_IF_ERROR(
-          Append(part.pattern, ".weight", {part.rows, hidden_size}, plan.query_key_value_weight));
+          Append(part.pattern, ".weight", {part.rows, columns},
+                 part.of_encoder ? plan.key_value_weight : plan.query_key_value_weight));
       ATTN_RETURN_IF_ERROR(
-          AppendBias(part.pattern, part.biased, part.rows, plan.query_key_value_bias));
+          AppendBias(part.pattern, part.biased, part.rows,
+                     part.of_encoder ? plan.key_value_bias : plan.query_key_value_bias));
     }
-    if (!any_bias) plan.query_key_value_bias = {};
+    for (PlannedParameter* bias : {&plan.query_key_value_bias, &plan.key_value_bias}) {
+      if (AllZeros(*bias)) *bias = {};
+    }
     return absl::OkStatus();
+  }
+
+  static bool AllZeros(const PlannedParameter& parameter) {
+    return std::all_of(parameter.parts.begin(), parameter.parts.end(),
+                       [](const PlannedParameter::Part& part) { return part.entry == nullptr; });
   }
 
   // They become options of the layer's spec, which every request would be refused for.
@@ -201,6 +213,7 @@ class LayerPlanner {
   const ModelTensors& tensors_;
   const Naming& naming_;
   const StackTensors& names_;
+  AttentionKind kind_;
   std::uint32_t layer_;
 };
 
@@ -252,21 +265,36 @@ absl::StatusOr<Parameter> LoadNorm(const PlannedParameter& plan, float offset, D
   return parameter;
 }
 
+absl::StatusOr<std::vector<PlannedLayer>> PlanLayers(const ModelTensors& tensors,
+                                                     const std::vector<LayerSpec>& runs,
+                                                     std::int64_t hidden_size, AttentionKind kind,
+                                                     const StackTensors& names) {
+  ATTN_ASSIGN_OR_RETURN(const Naming naming, ChooseNaming(tensors, names));
+  std::vector<PlannedLayer> layers;
+  for (const LayerSpec& run : runs) {
+    for (std::uint32_t i = 0; i < run.repeat; ++i) {
+      const LayerPlanner planner(tensors, naming, names, kind,
+                                 static_cast<std::uint32_t>(layers.size()));
+      ATTN_ASSIGN_OR_RETURN(PlannedLayer layer, planner.Plan(run, hidden_size));
+      layers.push_back(std::move(layer));
+    }
+  }
+  return layers;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<PlannedLayer>> PlanSelfAttention(const ModelTensors& tensors,
                                                             const LayerStack& stack,
                                                             const StackTensors& names) {
-  ATTN_ASSIGN_OR_RETURN(const Naming naming, ChooseNaming(tensors, names));
-  std::vector<PlannedLayer> layers;
-  for (const LayerSpec& run : stack.self_attention) {
-    for (std::uint32_t i = 0; i < run.repeat; ++i) {
-      const LayerPlanner planner(tensors, naming, names, static_cast<std::uint32_t>(layers.size()));
-      ATTN_ASSIGN_OR_RETURN(PlannedLayer layer, planner.Plan(run, stack.hidden_size));
-      layers.push_back(std::move(layer));
-    }
-  }
-  return layers;
+  return PlanLayers(tensors, stack.self_attention, stack.hidden_size, AttentionKind::kSelf, names);
+}
+
+absl::StatusOr<std::vector<PlannedLayer>> PlanCrossAttention(const ModelTensors& tensors,
+                                                             const LayerStack& stack,
+                                                             const StackTensors& names) {
+  return PlanLayers(tensors, stack.cross_attention, stack.hidden_size, AttentionKind::kCross,
+                    names);
 }
 
 void ReadSinks(const std::vector<PlannedLayer>& layers, LayerStack& stack) {
@@ -290,8 +318,8 @@ DType StoredDType(const std::vector<PlannedLayer>& layers) {
   DType dtype = DType::kUnspecified;
   for (const PlannedLayer& layer : layers) {
     for (const PlannedParameter* parameter :
-         {&layer.query_key_value_weight, &layer.query_key_value_bias, &layer.output_weight,
-          &layer.output_bias}) {
+         {&layer.query_key_value_weight, &layer.query_key_value_bias, &layer.key_value_weight,
+          &layer.key_value_bias, &layer.output_weight, &layer.output_bias}) {
       for (const PlannedParameter::Part& part : parameter->parts) {
         if (part.entry == nullptr || part.entry->dtype == dtype) continue;
         if (dtype != DType::kUnspecified) return DType::kFloat32;
@@ -309,6 +337,10 @@ absl::StatusOr<LayerWeights> LoadLayer(const PlannedLayer& plan, DType dtype,
                         LoadParameter(plan.query_key_value_weight, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.query_key_value.bias,
                         LoadParameter(plan.query_key_value_bias, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.key_value.weight,
+                        LoadParameter(plan.key_value_weight, dtype, run_slice));
+  ATTN_ASSIGN_OR_RETURN(weights.key_value.bias,
+                        LoadParameter(plan.key_value_bias, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.output.weight, LoadParameter(plan.output_weight, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.output.bias, LoadParameter(plan.output_bias, dtype, run_slice));
   ATTN_ASSIGN_OR_RETURN(weights.query_norm,

@@ -28,6 +28,8 @@ struct PlannedParameter {
 struct PlannedLayer {
   PlannedParameter query_key_value_weight;
   PlannedParameter query_key_value_bias;
+  PlannedParameter key_value_weight;  // of cross-attention; query_key_value is the query's then
+  PlannedParameter key_value_bias;
   PlannedParameter output_weight;
   PlannedParameter output_bias;
   PlannedParameter query_norm;
@@ -44,8 +46,14 @@ absl::StatusOr<std::vector<PlannedLayer>> PlanSelfAttention(const ModelTensors& 
                                                             const LayerStack& stack,
                                                             const StackTensors& names);
 
-// Gives each layer of the stack the sink logits of its plan: layers that have some become runs of
-// their own.
+// The same of its cross-attention layers, whose keys and values are projected from an encoder's
+// hidden states.
+absl::StatusOr<std::vector<PlannedLayer>> PlanCrossAttention(const ModelTensors& tensors,
+                                                             const LayerStack& stack,
+                                                             const StackTensors& names);
+
+// Gives each self-attention layer of the stack the sink logits of its plan: layers that have some
+// become runs of their own.
 void ReadSinks(const std::vector<PlannedLayer>& layers, LayerStack& stack);
 
 // The dtype that all parts of projections have; float32, which holds both others exactly, where

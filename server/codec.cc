@@ -308,19 +308,12 @@ absl::StatusOr<ForwardCall> DecodeForward(const RequestBytes& bytes) {
   ForwardCall call;
   ForwardInputs& inputs = call.inputs;
   ATTN_ASSIGN_OR_RETURN(call.layer, ReadLayer(request->layer()));
-  if (request->has_encoder_hidden_states() || request->kv_lengths_size() > 0) {
-    const char* const field =
-        request->has_encoder_hidden_states() ? "encoder_hidden_states" : "kv_lengths";
-    if (call.layer.kind == AttentionKind::kSelf) {
-      return InvalidField(field, absl::StrCat(field, " is set, but layer.kind is self-attention"));
-    }
-  }
-  if (call.layer.kind == AttentionKind::kCross) {
-    return NotYet("CROSS_ATTENTION_UNIMPLEMENTED", "Forward of a cross-attention layer");
-  }
   ATTN_ASSIGN_OR_RETURN(
       inputs.hidden_states,
       ReadTensor("hidden_states", request->has_hidden_states(), request->hidden_states()));
+  ATTN_ASSIGN_OR_RETURN(inputs.encoder_hidden_states,
+                        ReadTensor("encoder_hidden_states", request->has_encoder_hidden_states(),
+                                   request->encoder_hidden_states()));
   ATTN_ASSIGN_OR_RETURN(
       inputs.attention_mask,
       ReadTensor("attention_mask", request->has_attention_mask(), request->attention_mask()));
@@ -329,6 +322,7 @@ absl::StatusOr<ForwardCall> DecodeForward(const RequestBytes& bytes) {
   ATTN_RETURN_IF_ERROR(
       ReadPast(request->past_key_value(), call.sessions, inputs.past_key, inputs.past_value));
   inputs.query_lengths = ReadIntegers(request->query_lengths());
+  inputs.kv_lengths = ReadIntegers(request->kv_lengths());
   inputs.output_attentions = request->output_attentions();
   inputs.use_cache = request->use_cache() && !call.sessions;
   inputs.options = FromProto(request->options());

@@ -13,6 +13,7 @@
 #include "core/families/qwen_family.h"
 #include "core/families/siglip_family.h"
 #include "core/families/vit_family.h"
+#include "core/families/whisper_family.h"
 
 namespace attn {
 namespace {
@@ -37,6 +38,7 @@ constexpr Family kFamilies[] = {
     {"siglip_text_model", ReadSiglipTextModel},
     {"siglip_vision_model", ReadSiglipVisionModel},
     {"vit", ReadVitModel},
+    {"whisper", ReadWhisperModel},
 };
 
 // Fields by which the configs of transformers change attention or how its weights are stored. A

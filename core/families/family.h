@@ -31,8 +31,9 @@ struct ProjectionNames {
   const char* query_key_value = nullptr;
 };
 
-// Where a stack's self-attention lies in a checkpoint. Prefixes and namings combine freely; the
-// loader takes the combination that the file has, and refuses a file with several.
+// Where a stack's self-attention, or its cross-attention, lies in a checkpoint. Prefixes and
+// namings combine freely; the loader takes the combination that the file has, and refuses a file
+// with several.
 struct StackTensors {
   std::vector<const char*> prefixes;
   std::vector<ProjectionNames> namings;
@@ -52,7 +53,8 @@ struct StackTensors {
 struct FamilyModel {
   Modality modality = Modality::kUnspecified;
   std::vector<LayerStack> stacks;
-  std::vector<StackTensors> self_attention;  // parallel to stacks
+  std::vector<StackTensors> self_attention;   // parallel to stacks
+  std::vector<StackTensors> cross_attention;  // the same; empty: no stack has any
 };
 
 struct Family {

@@ -81,6 +81,7 @@ class AttendArguments(SharedArguments, total=False):
 
 
 class ForwardArguments(SharedArguments, total=False):
+    # Of kind "cross": what keys and values are made of; `kv_lengths` are its rows' then.
     encoder_hidden_states: AnyTensor | None
     position_ids: AnyTensor | None
     options: types_pb2.AttentionOptions | None  # override the layer's

@@ -106,7 +106,9 @@ class Client:
         That is its projections, position encoding, attention and output projection, without the
         residual and the layer norm of the block around it. hidden_states is [batch, q_len,
         hidden_size], or [tokens, hidden_size] with `query_lengths`, of any floating dtype, which is
-        the output's too.
+        the output's too. A layer of `kind="cross"` takes its keys and values from
+        `encoder_hidden_states` [batch, kv_len, encoder_hidden_size], or [tokens,
+        encoder_hidden_size] with `kv_lengths`, or with `cache_mode="read_only"` from sessions.
         """
         call = _requests.forward(hidden_states, arguments)
         return call.result(self._invoke(self._forward, call.envelope, timeout))

@@ -113,7 +113,7 @@ double CostModel::Uncorrected(const std::string& implementation, const Attention
                       profile_.operations_per_cycle.float32 * costs.share.Of(dtype);
   const double bytes = static_cast<double>(ItemSize(dtype));
   const double pairs = Count(shape.pairs);
-  double traffic = QueryOutputBytes(shape);
+  double traffic = QueryOutputBytes(shape) * costs.query_passes;
   traffic += KeyValueElements(shape) * bytes * (shape.paged ? costs.page_passes : costs.key_passes);
   traffic += pairs * Count(shape.num_heads) * sizeof(float) * costs.score_passes;
   if (NeedsPositionMask(shape)) traffic += pairs * costs.position_mask_passes;

@@ -30,6 +30,7 @@ struct ImplementationCosts {
   double head_seconds;          // of each sequence's query head
   PerDType share;               // of peak that its products reach, by the dtype of the keys
   double key_passes;            // times that memory is passed over with plain keys and values
+  double query_passes;          // the same for queries and output
   double page_passes;           // the same for those in a cache's pages
   double score_passes;          // the same for the scores, in float32
   double position_mask_passes;  // the same for a byte per pair where position hides keys, and

@@ -100,7 +100,9 @@ def _show(rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     for row in sorted(rows, key=ratio, reverse=True)[:SHOWN]:
         best = min(row["seconds"], key=row["seconds"].get)
         taken = 1e6 * row["seconds"][best]
-        print(f"{ratio(row):12.2f}  {row['chosen']:<17} {best:<17} {taken:10.1f} us  {row['title']}")
+        print(
+            f"{ratio(row):12.2f}  {row['chosen']:<17} {best:<17} {taken:10.1f} us  {row['title']}"
+        )
     print(
         f"\n{summary['points']} points ({summary['left_out']} left out for their size): worst "
         f"{summary['worst']:.2f} (bar {WORST_RATIO}), geometric mean "

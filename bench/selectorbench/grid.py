@@ -109,9 +109,7 @@ def random_points(count: int, seed: int) -> list[Point]:
         dtype = source.choice(DTYPES)
         cache_dtype, is_causal = source.choice(list(_kinds(q_len, kv_len, dtype)))
         batch = round(2 ** source.uniform(0, 5))
-        point = Point(
-            q_len, kv_len, batch, *source.choice(HEADS), dtype, cache_dtype, is_causal
-        )
+        point = Point(q_len, kv_len, batch, *source.choice(HEADS), dtype, cache_dtype, is_causal)
         if fits(point, MOST_TENSOR_BYTES):
             points.append(point)
     return points

@@ -1,5 +1,6 @@
 #include "bench/bench_api.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -17,6 +18,8 @@
 #include "core/attention_implementation.h"
 #include "core/error.h"
 #include "core/hardware.h"
+#include "core/measured_timings.h"
+#include "core/selector.h"
 #include "core/workspace.h"
 
 namespace attn::bench {
@@ -69,7 +72,10 @@ class Bench {
   Bench(int threads, std::size_t workspace_limit)
       : device_(CreateCpuDevice(Executor::Options{threads, 20, nullptr})),
         workspace_(*device_, workspace_limit, kKeepBytes),
-        limits_(*device_) {}
+        limits_(*device_),
+        selector_(BuiltInImplementations(), OptionsOfSelector(workspace_limit)) {
+    device_->executor().Run([this] { selector_.SetPeaks(MeasurePeaks(*device_)); });
+  }
 
   const char* Call(const char* request) {
     json reply;
@@ -101,6 +107,8 @@ class Bench {
     if (op == "long_document") return LongDocument(request);
     if (op == "output") return CopyOutput(request);
     if (op == "recovery") return Recover(request);
+    if (op == "select") return Select(request);
+    if (op == "learn") return Learn(request);
     if (op == "release") {
       problems_.erase(request.at("slot").get<std::string>());
       return json::object();
@@ -203,6 +211,51 @@ class Bench {
     return seconds;
   }
 
+  SelectorOptions OptionsOfSelector(std::size_t workspace_limit) {
+    SelectorOptions options;
+    options.profile = &ProfileOfCpu(DescribeCpu().active);
+    options.units = device_->executor().threads();
+    options.workspace_limit = workspace_limit;
+    options.available_bytes = &AvailableHostBytes;
+    options.timings = &timings_;
+    return options;
+  }
+
+  absl::StatusOr<json> Select(const json& request) {
+    ATTN_ASSIGN_OR_RETURN(Problem* const problem, Find(request));
+    const AttentionShape shape = ShapeOf(problem->Next());
+    ATTN_ASSIGN_OR_RETURN(const Selection selection, selector_.Select({}, shape));
+    std::vector<double> seconds;
+    for (int i = 0; i < 101; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      ATTN_RETURN_IF_ERROR(selector_.Select({}, shape).status());
+      seconds.push_back(
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + 50, seconds.end());
+    json candidates = json::array();
+    for (const Candidate& candidate : selector_.Candidates(shape, false)) {
+      candidates.push_back({{"implementation", candidate.row->name},
+                            {"exact", candidate.row->traits.exact},
+                            {"eligible", candidate.eligible},
+                            {"estimated_seconds", candidate.estimated_seconds},
+                            {"operations", candidate.operations},
+                            {"workspace_bytes", candidate.workspace_bytes},
+                            {"reason", candidate.reason}});
+    }
+    return json{{"implementation", selection.row->name},
+                {"reason", selection.reason},
+                {"cached_seconds", seconds[50]},
+                {"candidates", std::move(candidates)}};
+  }
+
+  absl::StatusOr<json> Learn(const json& request) {
+    ATTN_ASSIGN_OR_RETURN(Problem* const problem, Find(request));
+    timings_.Record({request.at("implementation"), ShapeOf(problem->Next()),
+                     request.at("seconds").get<double>()});
+    return json::object();
+  }
+
   absl::StatusOr<json> Recover(const json& request) {
     ATTN_ASSIGN_OR_RETURN(Problem* const problem, Find(request));
     ATTN_ASSIGN_OR_RETURN(const SparsityOptions sparsity, SparsityFrom(request.at("options")));
@@ -257,6 +310,8 @@ class Bench {
   const std::unique_ptr<Device> device_;
   Workspace workspace_;
   MachineLimits limits_;
+  MeasuredTimings timings_;
+  Selector selector_;
   std::map<std::string, std::unique_ptr<Problem>> problems_;
   std::map<std::string, std::unique_ptr<AttentionImplementation>> implementations_;
   std::string reply_;

@@ -13,6 +13,11 @@
 //       With options "factor" or "mass" also {"sparsity", "audited_mass"}.
 //   {"op": "recovery", "slot", "options", "samples"} ->
 //       {"recovered_mass", "oracle_mass", "of_oracle", "recovery_rows"} (bench/recovery.h)
+//   {"op": "select", "slot"} -> {"implementation", "reason", "cached_seconds", "candidates"}
+//       What the selector takes for the problem, how long a cached answer takes (median), and all
+//       candidates with their estimates.
+//   {"op": "learn", "slot", "implementation", "seconds"} -> {}
+//       A timing that corrects the selector's estimates from here on.
 //   {"op": "output", "slot", "to": address, "bytes"} -> {}
 //   {"op": "release", "slot"} -> {}
 //   {"op": "limit", "which": "float32" | "bfloat16" | "read", "seconds"} -> {"per_second"}

@@ -30,11 +30,14 @@ struct Choice {
 
 class AttentionManager {
  public:
-  AttentionManager(Device& device, Workspace& workspace, ImplementationTable table);
+  // `selector` outlives the manager; without one the table's order decides for "auto".
+  AttentionManager(Device& device, Workspace& workspace, ImplementationTable table,
+                   const Selector* selector = nullptr);
 
   Device& device() { return device_; }
   Workspace& workspace() { return workspace_; }
   ImplementationTable table() const { return table_; }
+  const Selector* selector() const { return selector_; }
 
   // The implementation for one execution on this device.
   absl::StatusOr<Choice> SelectAttentionModule(const SelectionRequest& request,
@@ -48,6 +51,7 @@ class AttentionManager {
   Device& device_;
   Workspace& workspace_;
   const ImplementationTable table_;
+  const Selector* const selector_;
   std::vector<std::shared_ptr<const AttentionImplementation>>
       implementations_;  // parallel to table_
 };

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "absl/strings/numbers.h"
+#include "core/gpu_hardware.h"
 #include "kernels/cpu/isa.h"
 
 namespace attn {
@@ -74,7 +75,46 @@ int UsableCores(const std::vector<std::string>& groups) {
   return std::max(cores, 1);
 }
 
+// Of memory.stat: the page cache of a group, which gives way to whoever needs memory.
+std::uint64_t ReclaimableBytes(const std::string& group) {
+  std::ifstream file(group + "/memory.stat");
+  std::string name;
+  std::uint64_t value = 0;
+  std::uint64_t bytes = 0;
+  while (file >> name >> value) {
+    if (name == "inactive_file" || name == "active_file") bytes += value;
+  }
+  return bytes;
+}
+
+std::uint64_t AvailableUnder(const std::vector<std::string>& groups) {
+  std::uint64_t available = ReadKilobytes("MemAvailable");
+  for (const std::string& group : groups) {
+    std::uint64_t limit = 0;
+    std::uint64_t used = 0;
+    if (!ReadLimit(group + "/memory.max", limit)) continue;
+    if (!ReadLimit(group + "/memory.current", used)) continue;
+    used -= std::min(used, ReclaimableBytes(group));
+    available = std::min(available, limit - std::min(limit, used));
+  }
+  return available;
+}
+
+class System final : public HardwareSource {
+ public:
+  HardwareDescription Describe() const override { return {DescribeCpu(), DescribeGpus()}; }
+  std::string ActiveIsa() const override { return kernels::cpu::ActiveIsa().name; }
+  std::uint64_t AvailableBytes() const override { return AvailableHostBytes(); }
+};
+
 }  // namespace
+
+std::uint64_t AvailableHostBytes() { return AvailableUnder(ControlGroups()); }
+
+std::shared_ptr<const HardwareSource> SystemHardware() {
+  static const std::shared_ptr<const HardwareSource> system = std::make_shared<System>();
+  return system;
+}
 
 CpuHardware DescribeCpu() {
   CpuHardware cpu;
@@ -82,14 +122,11 @@ CpuHardware DescribeCpu() {
   const std::vector<std::string> groups = ControlGroups();
   cpu.cores = UsableCores(groups);
   cpu.memory_bytes = ReadKilobytes("MemTotal");
-  cpu.available_bytes = ReadKilobytes("MemAvailable");
+  cpu.available_bytes = AvailableUnder(groups);
   for (const std::string& group : groups) {
     std::uint64_t limit = 0;
-    std::uint64_t used = 0;
-    if (!ReadLimit(group + "/memory.max", limit)) continue;
-    cpu.memory_bytes = std::min(cpu.memory_bytes, limit);
-    if (ReadLimit(group + "/memory.current", used)) {
-      cpu.available_bytes = std::min(cpu.available_bytes, limit - std::min(limit, used));
+    if (ReadLimit(group + "/memory.max", limit)) {
+      cpu.memory_bytes = std::min(cpu.memory_bytes, limit);
     }
   }
   const kernels::cpu::IsaTable isas = kernels::cpu::CompiledIsas();

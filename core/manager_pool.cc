@@ -32,8 +32,8 @@ absl::StatusOr<std::shared_ptr<ManagerPool>> ManagerPool::Create(
   }
   pool->active_ = std::move(active);
   for (std::size_t i = 0; i < instances; ++i) {
-    pool->managers_.push_back(
-        std::make_unique<AttentionManager>(*devices[i].device, *devices[i].workspace, table));
+    pool->managers_.push_back(std::make_unique<AttentionManager>(
+        *devices[i].device, *devices[i].workspace, table, devices[i].selector));
   }
   return pool;
 }

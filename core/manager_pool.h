@@ -18,6 +18,7 @@ namespace attn {
 struct DeviceSlot {
   Device* device = nullptr;
   Workspace* workspace = nullptr;
+  const Selector* selector = nullptr;  // of the device; null: the table's order
 };
 
 struct SwitchOutcome {

@@ -29,10 +29,35 @@ absl::Status NotFound(const std::string& name) {
 
 }  // namespace
 
-ModelRegistry::ModelRegistry(ImplementationTable table, std::vector<DeviceSlot> devices)
+ModelRegistry::ModelRegistry(ImplementationTable table, std::vector<DeviceSlot> devices,
+                             std::shared_ptr<const HardwareSource> hardware)
     : table_(table),
-      devices_(std::move(devices)),
+      devices_(WithSelectors(std::move(devices), std::move(hardware))),
       nameless_(ManagerPool::Create(nullptr, "", devices_, table_).value()) {}
+
+// Devices are CPUs.
+std::vector<DeviceSlot> ModelRegistry::WithSelectors(
+    std::vector<DeviceSlot> devices, std::shared_ptr<const HardwareSource> hardware) {
+  for (DeviceSlot& slot : devices) {
+    SelectorOptions options;
+    options.profile = &ProfileOfCpu(hardware->ActiveIsa());
+    options.units = slot.device->executor().threads();
+    options.workspace_limit = slot.workspace->meter().limit();
+    options.available_bytes = [hardware] { return hardware->AvailableBytes(); };
+    options.timings = &timings_;
+    selectors_.push_back(std::make_unique<Selector>(table_, std::move(options)));
+    slot.selector = selectors_.back().get();
+  }
+  return devices;
+}
+
+void ModelRegistry::MeasureDevices() {
+  for (std::size_t i = 0; i < devices_.size(); ++i) {
+    Device* const device = devices_[i].device;
+    device->executor().Post(
+        [device, selector = selectors_[i].get()] { selector->SetPeaks(MeasurePeaks(*device)); });
+  }
+}
 
 absl::StatusOr<std::shared_ptr<ManagerPool>> ModelRegistry::Load(const ModelSpec& spec,
                                                                  const std::string& model_root) {

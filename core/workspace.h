@@ -27,6 +27,7 @@ class MemoryMeter {
   bool Allows(std::size_t bytes) const { return bytes <= limit_ && current_ <= limit_ - bytes; }
   // Why it does not allow them: RESOURCE_EXHAUSTED (reason WORKSPACE_LIMIT).
   absl::Status Refusal(std::size_t bytes) const;
+  std::size_t limit() const { return limit_; }
   std::size_t current() const { return current_; }
   std::size_t peak() const { return peak_; }
 

@@ -1,0 +1,1 @@
+"""`scripts/bench selector`: what `auto` chooses, held against the fastest implementation."""

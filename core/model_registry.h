@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/manager_pool.h"
+#include "core/measured_timings.h"
 
 namespace attn {
 
@@ -32,10 +33,14 @@ class ModelRegistry {
 
   ImplementationTable table() const { return table_; }
 
+  // What benchmarks measured: the selector goes by it.
+  MeasuredTimings& timings() { return timings_; }
+
  private:
   const ImplementationTable table_;
   const std::vector<DeviceSlot> devices_;
   const std::shared_ptr<ManagerPool> nameless_;
+  MeasuredTimings timings_;
 
   mutable std::mutex mutex_;
   std::map<std::string, std::shared_ptr<ManagerPool>> models_;

@@ -23,6 +23,11 @@ struct Active {
   const std::string& name() const;
 };
 
+class BenchmarkProblem;
+class BenchmarkRunner;
+struct BenchmarkOptions;
+struct BenchmarkResult;
+
 struct Choice {
   Selection selection;
   std::shared_ptr<const AttentionImplementation> implementation;
@@ -42,6 +47,16 @@ class AttentionManager {
   // The implementation for one execution on this device.
   absl::StatusOr<Choice> SelectAttentionModule(const SelectionRequest& request,
                                                const AttentionShape& shape) const;
+
+  const AttentionImplementation& implementation(const ImplementationRow& row) const {
+    return *implementations_[static_cast<std::size_t>(&row - table_.data())];
+  }
+
+  // Times implementations on the sample, side by side; see core/attention_benchmark.h, where it is
+  // defined.
+  absl::StatusOr<std::vector<BenchmarkResult>> BenchmarkAttentionTypes(
+      BenchmarkProblem& sample, Workspace& workspace, BenchmarkRunner& runner,
+      const BenchmarkOptions& options);
 
   // Executed requests and those that wait, for ListModels.
   std::atomic<std::uint32_t> queued{0};

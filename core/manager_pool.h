@@ -49,6 +49,11 @@ class ManagerPool {
   AttentionManager& PickManager();
   const std::vector<std::unique_ptr<AttentionManager>>& managers() const { return managers_; }
 
+  // On the first manager's device; as AttentionManager's.
+  absl::StatusOr<std::vector<BenchmarkResult>> BenchmarkAttentionTypes(
+      BenchmarkProblem& sample, Workspace& workspace, BenchmarkRunner& runner,
+      const BenchmarkOptions& options);
+
   std::atomic<std::uint64_t> requests{0};
   std::uint64_t switches() const { return switches_.load(std::memory_order_relaxed); }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "server/answer.h"
 #include "server/memory_budget.h"
 
 namespace attn::server {
@@ -42,6 +43,9 @@ class CallContext {
   // What carries the call bounds the bytes of its answers by this, beside the server's own budget;
   // null: it does not. Set before the call is dispatched.
   std::shared_ptr<MemoryBudget> answer_budget;
+  // Takes answers before the last one, of rpcs that have several; null: there is nobody to take
+  // them. One that is not `needed` may be dropped. Set before the call is dispatched.
+  std::function<void(Answer answer, bool needed)> send;
   CallFacts facts;
 
   // The caller is gone, or does not want the answer any more. From any thread, any number of times.

@@ -18,7 +18,8 @@ absl::Status NotYet(const char* reason, const std::string& what) {
                    absl::StrCat(what, " is not supported by this server"));
 }
 
-// A view over the tensor's bytes inside the message; undefined where the field is not set.
+}  // namespace
+
 absl::StatusOr<TensorView> ReadTensor(const char* field, bool set, const proto::Tensor& tensor) {
   if (!set) return TensorView();
   if (tensor.has_shared_memory())
@@ -52,9 +53,13 @@ absl::StatusOr<TensorView> ReadTensor(const char* field, bool set, const proto::
   return TensorView(tensor.data().data(), dtype, tensor.shape().data(), tensor.shape_size());
 }
 
+namespace {
+
 absl::Status CheckNoSlots(bool set) {
   return set ? NotYet("SHARED_MEMORY_OFF", "results in shared memory") : absl::OkStatus();
 }
+
+}  // namespace
 
 absl::StatusOr<LayerRef> ReadLayer(const proto::LayerRef& layer) {
   LayerRef ref;
@@ -76,6 +81,8 @@ absl::StatusOr<LayerRef> ReadLayer(const proto::LayerRef& layer) {
   }
   return ref;
 }
+
+namespace {
 
 ExecutionRequest ReadExecution(const proto::ExecutionOptions& options) {
   return {options.implementation(), FromProto(options.sparsity()), options.priority()};

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "attention/v1/types.pb.h"
 #include "server/answer.h"
 #include "server/calls.h"
 
@@ -25,8 +26,14 @@ struct RequestBytes {
 // Counts first (server/wire_limits.h), then parses. INVALID_ARGUMENT (reason MALFORMED_MESSAGE).
 absl::Status ParseMessage(const RequestBytes& bytes, google::protobuf::Message& message);
 
-// INVALID_ARGUMENT with the field where a tensor's dtype, shape and bytes do not fit together;
-// UNIMPLEMENTED for shared memory and result slots.
+// Views over the message's own bytes; undefined where the field is not set. INVALID_ARGUMENT with
+// the field where a tensor's dtype, shape and bytes do not fit together; UNIMPLEMENTED for shared
+// memory and result slots.
+absl::StatusOr<TensorView> ReadTensor(const char* field, bool set,
+                                      const attention::v1::Tensor& tensor);
+absl::StatusOr<LayerRef> ReadLayer(const attention::v1::LayerRef& layer);
+
+// The same of all of a call's fields.
 absl::StatusOr<AttendCall> DecodeAttend(const RequestBytes& bytes);
 absl::StatusOr<ForwardCall> DecodeForward(const RequestBytes& bytes);
 

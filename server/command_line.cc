@@ -30,6 +30,8 @@ struct Flags {
   std::uint32_t queue_capacity = 0;
   std::uint32_t threads = 0;
   double drain_seconds = 0.0;
+  double benchmark_share = 0.0;
+  std::string timings_file;
   bool insecure = false;
   bool print_config = false;
 };
@@ -72,6 +74,10 @@ void Declare(CLI::App& app, Flags& flags) {
                  "Cores of the CPU device. Default: those that this process may use");
   app.add_option("--drain-seconds", flags.drain_seconds,
                  "How long SIGTERM waits for running requests. Default: 30");
+  app.add_option("--benchmark-share", flags.benchmark_share,
+                 "Of the device's time that a benchmark may take. Default: 0.25");
+  app.add_option("--timings-file", flags.timings_file,
+                 "Keeps what benchmarks measured over restarts. Default: none");
   app.add_option("--log-level", flags.log_level, "debug, info, warning or error. Default: info")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
   app.add_flag("--print-config", flags.print_config, "Print the complete configuration and exit");
@@ -111,6 +117,8 @@ bool Apply(const Flags& flags, ServerConfig& config) {
   if (flags.queue_capacity != 0) config.set_queue_capacity(flags.queue_capacity);
   if (flags.threads != 0) config.set_threads(flags.threads);
   if (flags.drain_seconds != 0.0) config.set_drain_seconds(flags.drain_seconds);
+  if (flags.benchmark_share != 0.0) config.set_benchmark_share(flags.benchmark_share);
+  if (!flags.timings_file.empty()) config.set_timings_file(flags.timings_file);
   if (flags.log_level == "debug") config.set_log_level(attention::config::v1::LOG_LEVEL_DEBUG);
   if (flags.log_level == "info") config.set_log_level(attention::config::v1::LOG_LEVEL_INFO);
   if (flags.log_level == "warning") config.set_log_level(attention::config::v1::LOG_LEVEL_WARNING);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "core/attention_benchmark.h"
 #include "core/attention_implementation.h"
 #include "core/error.h"
 #include "core/hardware.h"
@@ -61,6 +62,9 @@ constexpr Range kRanges[] = {
     {"session_time_to_live_seconds", 0.001, 1e9},
     {"max_session_time_to_live_seconds", 0.001, 1e9},
     {"max_stream_requests", 1, 1 << 20},
+    {"benchmark_share", 0.001, 1},
+    {"benchmark_seconds", 0.001, 3600},
+    {"benchmark_bytes", 4096, 1024 * kGiB},
     {"max_stream_bytes", 4096, 1024 * kGiB},
 };
 
@@ -176,6 +180,9 @@ absl::Status CompleteConfig(ServerConfig& config) {
   if (config.threads() == 0) config.set_threads(static_cast<std::uint32_t>(DescribeCpu().cores));
   if (config.executor_spin_microseconds() == 0) config.set_executor_spin_microseconds(20);
   if (config.drain_seconds() == 0.0) config.set_drain_seconds(30.0);
+  if (config.benchmark_share() == 0.0) config.set_benchmark_share(kDefaultBenchmarkShare);
+  if (config.benchmark_seconds() == 0.0) config.set_benchmark_seconds(kDefaultBenchmarkSeconds);
+  if (config.benchmark_bytes() == 0) config.set_benchmark_bytes(kDefaultBenchmarkBytes);
   if (config.log_level() == attention::config::v1::LOG_LEVEL_UNSPECIFIED) {
     config.set_log_level(attention::config::v1::LOG_LEVEL_INFO);
   }

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "server/admin_handlers.h"
 #include "server/attention_handlers.h"
+#include "server/benchmark_handlers.h"
 #include "server/session_handlers.h"
 
 namespace attn::server {
@@ -49,6 +50,16 @@ void DispatchAttend(ServerState& state, const RequestBytes& bytes,
                [done = std::move(done)](absl::StatusOr<AttentionAnswer> answer) {
                  EncodeDone(std::move(answer), &EncodeAttend, done);
                });
+}
+
+// Its answers go through the context; what is left for the end is the status.
+void DispatchBenchmark(ServerState& state, const RequestBytes& bytes,
+                       std::shared_ptr<CallContext> context, RpcDone done) {
+  absl::StatusOr<BenchmarkCall> call = GuardMemory([&] { return DecodeBenchmark(bytes); });
+  if (!call.ok()) return done(call.status(), {});
+  HandleBenchmarkAttention(
+      state, *std::move(call), std::move(context),
+      [done = std::move(done)](absl::Status status) { done(std::move(status), {}); });
 }
 
 absl::Status CheckControlMessage(const RequestBytes& bytes) {
@@ -164,7 +175,7 @@ const Rpc kListSessions = MessageRpc("ListSessions", &HandleListSessions);
 const Rpc kRegisterSharedMemory = UnimplementedRpc("RegisterSharedMemory");
 const Rpc kUnregisterSharedMemory = UnimplementedRpc("UnregisterSharedMemory");
 const Rpc kSelectAttention = UnimplementedRpc("SelectAttention");
-const Rpc kBenchmarkAttention = UnimplementedRpc("BenchmarkAttention");
+const Rpc kBenchmarkAttention{"BenchmarkAttention", &DispatchBenchmark};
 const Rpc kStreamForward{"Stream.Forward", &DispatchForward};
 const Rpc kStreamAttend{"Stream.Attend", &DispatchAttend};
 const Rpc kStreamOpen = MessageRpc("Stream.OpenSession", &HandleOpenSession);

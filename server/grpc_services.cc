@@ -4,6 +4,7 @@
 
 #include "attention/v1/admin.grpc.pb.h"
 #include "attention/v1/attention.grpc.pb.h"
+#include "server/grpc_answer_stream.h"
 #include "server/grpc_bytes.h"
 #include "server/grpc_status.h"
 #include "server/grpc_stream.h"
@@ -32,18 +33,6 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
 
  private:
   const std::shared_ptr<CallContext> call_;
-};
-
-// A stream of answers that is not there yet: the dispatcher's answer to the request.
-class RefusedStream final : public grpc::ServerWriteReactor<ByteBuffer> {
- public:
-  RefusedStream(Dispatcher& dispatcher, const Rpc& rpc, CallbackServerContext& context) {
-    dispatcher.Dispatch(rpc, RequestBytes(), std::make_shared<CallContext>(),
-                        [this, &context](absl::Status status, const Answer&) {
-                          this->Finish(ToGrpcStatus(status, context));
-                        });
-  }
-  void OnDone() override { delete this; }
 };
 
 // The methods of a service differ in their names alone.
@@ -116,8 +105,8 @@ class AdminServiceImpl final : public RawAdminService {
   ATTN_UNARY(GetHardware)
 
   grpc::ServerWriteReactor<ByteBuffer>* BenchmarkAttention(CallbackServerContext* context,
-                                                           const ByteBuffer*) override {
-    return new RefusedStream(dispatcher_, rpcs::kBenchmarkAttention, *context);
+                                                           const ByteBuffer* request) override {
+    return NewAnswerStream(dispatcher_, rpcs::kBenchmarkAttention, *context, *request);
   }
 
  private:

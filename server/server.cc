@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/error.h"
+#include "server/benchmark_handlers.h"
 #include "server/grpc_services.h"
 #include "server/listen_address.h"
 #include "server/spec_codec.h"
@@ -48,7 +49,25 @@ ServerOptions OptionsOf(const ServerConfig& config) {
   options.cpu.threads = static_cast<int>(config.threads());
   options.cpu.spin_microseconds = static_cast<int>(config.executor_spin_microseconds());
   options.model_root = config.model_root();
+  options.benchmarks.share = config.benchmark_share();
+  options.benchmarks.default_seconds = config.benchmark_seconds();
+  options.benchmarks.max_bytes = config.benchmark_bytes();
+  options.benchmarks.timings_file = config.timings_file();
+  options.benchmarks.warn = [](const std::string& message) { spdlog::warn(message); };
   return options;
+}
+
+// What is there of earlier benchmarks. A file that can't be used is no reason not to serve.
+void ReadTimings(ServerState& state) {
+  const std::string& path = state.options().benchmarks.timings_file;
+  if (path.empty()) return;
+  const absl::StatusOr<std::size_t> read =
+      LoadTimings(path, TimingsKeyOf(state), state.registry().timings());
+  if (read.ok()) {
+    spdlog::info("knows {} measured timings from {}", *read, path);
+  } else if (!absl::IsNotFound(read.status())) {
+    spdlog::warn("ignores {}: {}", path, std::string(read.status().message()));
+  }
 }
 
 absl::Status CantListen(const std::string& address, const std::string& why) {
@@ -62,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
                                                       ImplementationTable table) {
   auto server = std::unique_ptr<Server>(new Server(config));
   server->state_ = std::make_unique<ServerState>(OptionsOf(config), table);
+  ReadTimings(*server->state_);
   server->dispatcher_ = std::make_unique<Dispatcher>(*server->state_);
   ATTN_RETURN_IF_ERROR(server->LoadModels());
   ATTN_RETURN_IF_ERROR(server->StartMetrics());
@@ -177,6 +197,7 @@ absl::Status Server::WriteReadyFile() const {
 
 bool Server::Drain() {
   dispatcher_->BeginDrain();
+  state_->benchmark_seat().Close();
   health_.SetServing(false);
   const auto budget = std::chrono::duration_cast<std::chrono::steady_clock::duration>(
       std::chrono::duration<double>(config_.drain_seconds()));

@@ -45,6 +45,7 @@ ServerState::ServerState(const ServerOptions& options, ImplementationTable table
   lanes_ =
       std::make_unique<SessionLanes>(*sessions_, kWaitingPerQueued * options.limits.queue_capacity);
   background_ = std::make_unique<Executor>(Executor::Options{});
+  benchmarks_ = std::make_unique<Executor>(Executor::Options{});
   timer_ = std::make_unique<Timer>();
   ExpireSessions();
 }
@@ -59,6 +60,8 @@ ServerState::~ServerState() {
   // sessions' blocks go before their device.
   timer_->Stop();
   background_.reset();
+  benchmark_seat_.Close();
+  benchmarks_.reset();
   lanes_.reset();
   sessions_.reset();
   devices_.clear();

@@ -7,10 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "core/attention_benchmark.h"
 #include "core/device.h"
 #include "core/model_registry.h"
 #include "core/session_table.h"
 #include "core/workspace.h"
+#include "server/benchmark_seat.h"
 #include "server/device_queue.h"
 #include "server/memory_budget.h"
 #include "server/metrics.h"
@@ -31,11 +33,20 @@ struct ServerLimits {
   std::uint64_t max_stream_bytes = std::uint64_t{256} << 20;
 };
 
+struct BenchmarkSettings {
+  double share = kDefaultBenchmarkShare;  // of a device's time
+  double default_seconds = kDefaultBenchmarkSeconds;
+  std::uint64_t max_bytes = kDefaultBenchmarkBytes;      // where a benchmark asks for no other
+  std::string timings_file;                              // empty: timings end with the server
+  std::function<void(const std::string& message)> warn;  // into the log; may be empty
+};
+
 struct ServerOptions {
   ServerLimits limits;
   SessionTable::Options sessions;
   Executor::Options cpu;   // one CPU device over all cores
   std::string model_root;  // of LoadModel
+  BenchmarkSettings benchmarks;
 };
 
 class ServerState {
@@ -57,6 +68,9 @@ class ServerState {
   Timer& timer() { return *timer_; }
   // Slow control-plane work (loading models), one after the other, off gRPC's threads.
   Executor& background() { return *background_; }
+  // The thread of the one benchmark that has the seat.
+  Executor& benchmarks() { return *benchmarks_; }
+  BenchmarkSeat& benchmark_seat() { return benchmark_seat_; }
 
  private:
   void ExpireSessions();
@@ -73,6 +87,8 @@ class ServerState {
   std::unique_ptr<SessionLanes> lanes_;
   std::unique_ptr<Timer> timer_;
   std::unique_ptr<Executor> background_;
+  BenchmarkSeat benchmark_seat_;
+  std::unique_ptr<Executor> benchmarks_;
 };
 
 }  // namespace attn::server

@@ -129,6 +129,7 @@ int Main(int argc, char** argv) {
   AddSessionCommands(app, line);
   AddServerCommands(app, line);
   AddAttendCommand(app, line);
+  AddBenchmarkCommand(app, line);
   app.footer("'attnctl COMMAND --help' tells a command's arguments.");
   try {
     app.parse(argc, argv);

@@ -29,6 +29,7 @@ void AddModelCommands(CLI::App& app, CommandLine& line);    // models, model, sw
 void AddServerCommands(CLI::App& app, CommandLine& line);   // implementations, hardware, info
 void AddSessionCommands(CLI::App& app, CommandLine& line);  // sessions, session
 void AddAttendCommand(CLI::App& app, CommandLine& line);
+void AddBenchmarkCommand(CLI::App& app, CommandLine& line);
 
 // A command whose arguments contradict each other: a usage error (exit status 2).
 absl::Status UsageError(const std::string& message);

@@ -93,6 +93,13 @@ absl::StatusOr<v1::SwitchAttentionResponse> Client::SwitchAttention(
   return impl_->Call(impl_->admin(), &AdminStub::SwitchAttention, request);
 }
 
+absl::Status Client::BenchmarkAttention(
+    const v1::BenchmarkAttentionRequest& request,
+    const std::function<void(const v1::BenchmarkAttentionResponse&)>& take,
+    const CallOptions& options) {
+  return impl_->ReadAll(impl_->admin(), &AdminStub::BenchmarkAttention, request, take, options);
+}
+
 absl::StatusOr<v1::ListImplementationsResponse> Client::ListImplementations() {
   return impl_->Call(impl_->admin(), &AdminStub::ListImplementations,
                      v1::ListImplementationsRequest());

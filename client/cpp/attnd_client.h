@@ -3,6 +3,7 @@
 // objects, calls.h calls and tensors without protobuf.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -90,6 +91,11 @@ class Client {
       const attention::v1::UnloadModelRequest& request);
   absl::StatusOr<attention::v1::SwitchAttentionResponse> SwitchAttention(
       const attention::v1::SwitchAttentionRequest& request);
+  // Each event is given to `take` as it comes; OK once the benchmark has ended.
+  absl::Status BenchmarkAttention(
+      const attention::v1::BenchmarkAttentionRequest& request,
+      const std::function<void(const attention::v1::BenchmarkAttentionResponse&)>& take,
+      const CallOptions& options = {});
   absl::StatusOr<attention::v1::ListImplementationsResponse> ListImplementations();
   absl::StatusOr<attention::v1::GetHardwareResponse> GetHardware();
   // One page; the request's page_token says which.

@@ -6,6 +6,8 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
@@ -79,6 +81,27 @@ class Client::Impl {
         return outcome;
       }
     }
+  }
+
+  template <typename Stub, typename Request, typename Response>
+  using StreamMethod = std::unique_ptr<grpc::ClientReader<Response>> (Stub::*)(grpc::ClientContext*,
+                                                                               const Request&);
+
+  // One attempt of a call with a stream of answers, each of them given to `take`.
+  template <typename Stub, typename Request, typename Response>
+  absl::Status ReadAll(Stub& stub, StreamMethod<Stub, Request, Response> method,
+                       const Request& request, const std::function<void(const Response&)>& take,
+                       const CallOptions& options) {
+    if (absl::Status status = CheckSize(request); !status.ok()) return status;
+    Operation operation(*this, options);
+    grpc::ClientContext context;
+    SetDeadline(context, operation.deadline());
+    const Registration registration(operation, context);
+    const std::unique_ptr<grpc::ClientReader<Response>> reader = (stub.*method)(&context, request);
+    Response response;
+    while (reader->Read(&response)) take(response);
+    const grpc::Status status = reader->Finish();
+    return status.ok() ? absl::OkStatus() : ToAbslStatus(status, context, address_);
   }
 
   // OK where a request is not larger than a message may be.

@@ -338,10 +338,3 @@ def test_cross_attention_of_a_model_that_has_none(send):
 def test_rpcs_that_are_not_there_yet(send, rpc):
     code, text = send(rpc, b"")
     assert code is Code.UNIMPLEMENTED, text
-
-
-def test_streams_that_are_not_there_yet(channel, assert_answers):
-    with pytest.raises(grpc.RpcError) as raised:
-        list(channel.unary_stream(f"{ADMIN}BenchmarkAttention")(b"", timeout=30.0))
-    assert raised.value.code() is Code.UNIMPLEMENTED
-    assert_answers()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
@@ -20,8 +20,8 @@ from typing import Any, Self, TypeVar, Unpack, cast
 import grpc
 import grpc.aio
 
-from attnd import _channel, _requests, _stream_messages, _wire, errors
-from attnd._proto.attention.v1 import attention_pb2
+from attnd import _benchmark, _channel, _requests, _stream_messages, _wire, errors
+from attnd._proto.attention.v1 import admin_pb2, attention_pb2
 from attnd.arguments import AttendArguments, ForwardArguments, SessionLike
 from attnd.results import AttentionResult
 from attnd.tensors import AnyTensor, TensorT
@@ -68,6 +68,35 @@ class AsyncClient:
         return AsyncStream(
             self._channel, self.traffic, self.timeout if timeout is None else timeout
         )
+
+    async def benchmark(
+        self,
+        model: str,
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[_benchmark.BenchmarkArguments],
+    ) -> AsyncIterator[_benchmark.BenchmarkEvent]:
+        """As `Client.benchmark`; ending the iteration early, by `aclose`, ends the benchmark."""
+        method = self._channel.unary_stream(
+            _benchmark.PATH,
+            request_serializer=self.traffic.counts_sent(_wire.serialize),
+            response_deserializer=self.traffic.counts_received(
+                admin_pb2.BenchmarkAttentionResponse.FromString
+            ),
+        )
+        call = method(
+            _benchmark.request(model, arguments),
+            timeout=self.timeout if timeout is None else timeout,
+        )
+        try:
+            async for response in call:
+                event = _benchmark.event(response)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise errors.from_rpc_error(error) from error
+        finally:
+            call.cancel()
 
 
 @dataclass(frozen=True, slots=True)

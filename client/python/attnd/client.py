@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from attnd import _channel, _requests, _wire, errors
+from attnd import _benchmark, _channel, _requests, _wire, errors
 from attnd._proto.attention.v1 import admin_pb2, attention_pb2
 from attnd.arguments import AttendArguments, ForwardArguments, SessionLike
 from attnd.results import AttentionResult
@@ -263,6 +263,42 @@ class Client:
         return self._call(
             f"{_ADMIN}SwitchAttention", request, admin_pb2.SwitchAttentionResponse, timeout
         )
+
+    def benchmark(
+        self,
+        model: str,
+        *,
+        timeout: float | None = None,
+        **arguments: Unpack[_benchmark.BenchmarkArguments],
+    ) -> Iterator[_benchmark.BenchmarkEvent]:
+        """Times implementations side by side on the server, while it serves.
+
+        Yields BenchmarkProgress as it comes, then a BenchmarkResult for each implementation, then
+        progress of 1. Closing the generator, or leaving it to be collected, ends the benchmark.
+        """
+        envelope = _benchmark.request(model, arguments)
+        return self._events(envelope, self.timeout if timeout is None else timeout)
+
+    def _events(
+        self, envelope: _wire.Envelope[Any], timeout: float | None
+    ) -> Iterator[_benchmark.BenchmarkEvent]:
+        method = self._channel.unary_stream(
+            _benchmark.PATH,
+            request_serializer=self.traffic.counts_sent(_wire.serialize),
+            response_deserializer=self.traffic.counts_received(
+                admin_pb2.BenchmarkAttentionResponse.FromString
+            ),
+        )
+        call = method(envelope, timeout=timeout)
+        try:
+            for response in call:
+                event = _benchmark.event(response)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise errors.from_rpc_error(error) from error
+        finally:
+            call.cancel()
 
     def list_implementations(
         self, *, timeout: float | None = None

@@ -41,6 +41,12 @@ absl::StatusOr<std::unique_ptr<AttentionModule>> CreateAttentionModule(
   LoadOptions load;
   load.model_root = options.model_root;
   ATTN_ASSIGN_OR_RETURN(std::shared_ptr<const HostedModel> model, HostedModel::Create(spec, load));
+  return CreateAttentionModule(std::move(model), ref, options);
+}
+
+absl::StatusOr<std::unique_ptr<AttentionModule>> CreateAttentionModule(
+    std::shared_ptr<const HostedModel> model, const LayerRef& ref, const FactoryOptions& options) {
+  const ModelSpec& spec = model->spec();
   ATTN_ASSIGN_OR_RETURN(const HostedLayer* const layer, model->Find(ref));
   ATTN_RETURN_IF_ERROR(RequireWeights(*layer, spec.name));
   SelectionRequest request;

@@ -22,4 +22,8 @@ struct FactoryOptions {
 absl::StatusOr<std::unique_ptr<AttentionModule>> CreateAttentionModule(
     const ModelSpec& spec, const LayerRef& layer, const FactoryOptions& options);
 
+// The same for a model that is in memory: all modules that are made of it share its parameters.
+absl::StatusOr<std::unique_ptr<AttentionModule>> CreateAttentionModule(
+    std::shared_ptr<const HostedModel> model, const LayerRef& layer, const FactoryOptions& options);
+
 }  // namespace attn

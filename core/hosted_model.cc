@@ -137,6 +137,16 @@ absl::StatusOr<std::vector<HostedLayer>> MakeLayers(const std::string& field, co
 
 }  // namespace
 
+Modality ModalityOf(const ModelSpec& spec, const LayerRef& ref) {
+  const bool only = ref.stack.empty() && spec.stacks.size() == 1;
+  for (const LayerStack& stack : spec.stacks) {
+    if (!only && stack.name != ref.stack) continue;
+    if (ref.kind == AttentionKind::kCross) return Modality::kMultimodal;
+    return stack.modality == Modality::kUnspecified ? spec.modality : stack.modality;
+  }
+  return Modality::kUnspecified;
+}
+
 AttentionShape PlainShape(const HostedLayer& layer) {
   const LayerSpec& spec = *layer.spec;
   AttentionShape shape;

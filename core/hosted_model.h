@@ -23,6 +23,11 @@ struct LayerRef {
   AttentionKind kind = AttentionKind::kSelf;
 };
 
+// What a layer works on: for cross-attention, whose keys come from elsewhere, multimodal; otherwise
+// what its stack says, or else its model. kUnspecified where nothing says it, and for a stack that
+// does not exist.
+Modality ModalityOf(const ModelSpec& spec, const LayerRef& ref);
+
 // One layer with what its stack and model say about it.
 struct HostedLayer {
   std::shared_ptr<const LayerSpec> spec;  // shared by the layers of a run

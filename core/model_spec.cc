@@ -10,6 +10,20 @@ std::optional<T> Winner(const std::optional<T>& layer, const std::optional<T>& r
 
 }  // namespace
 
+const char* ModalityName(Modality modality) {
+  switch (modality) {
+    case Modality::kUnspecified:
+      return "unspecified";
+    case Modality::kLanguage:
+      return "language";
+    case Modality::kVision:
+      return "vision";
+    case Modality::kMultimodal:
+      return "multimodal";
+  }
+  return "unspecified";
+}
+
 AttentionOptions Override(const AttentionOptions& layer, const AttentionOptions& request) {
   return {
       .scale = Winner(layer.scale, request.scale),

@@ -15,6 +15,8 @@ namespace attn {
 
 enum class Modality : std::uint8_t { kUnspecified, kLanguage, kVision, kMultimodal };
 
+const char* ModalityName(Modality modality);  // "language"
+
 enum class AttentionKind : std::uint8_t { kSelf, kCross };
 
 // How queries see keys, besides a mask. Unset fields take the layer's value, then the default;

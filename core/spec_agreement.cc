@@ -10,20 +10,6 @@
 namespace attn {
 namespace {
 
-const char* ModalityName(Modality modality) {
-  switch (modality) {
-    case Modality::kUnspecified:
-      return "unspecified";
-    case Modality::kLanguage:
-      return "language";
-    case Modality::kVision:
-      return "vision";
-    case Modality::kMultimodal:
-      return "multimodal";
-  }
-  return "unspecified";
-}
-
 absl::Status Differs(const std::string& field, const std::string& asked, const std::string& found) {
   return InvalidField(field, absl::StrCat(field, " is ", asked, ", which must be unset or the ",
                                           found, " of the model's directory"));

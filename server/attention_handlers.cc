@@ -19,6 +19,11 @@ namespace {
 // Of an answer, beside its tensors: shapes, execution facts.
 constexpr std::uint64_t kEnvelopeBytes = 4096;
 
+// A label's value; of a modality that nothing says, none.
+std::string ModalityLabel(Modality modality) {
+  return modality == Modality::kUnspecified ? "" : ModalityName(modality);
+}
+
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -199,6 +204,7 @@ absl::StatusOr<std::shared_ptr<Pending>> MakePending(ServerState& state, const L
       (model != nullptr && model->spec().allow_approximate) || execution.sparsity.set();
   pending->memory_budget = state.limits().memory_efficient_bytes;
   pending->sparsity = execution.sparsity;
+  if (model != nullptr) context->facts.modality = ModalityLabel(ModalityOf(model->spec(), layer));
   if (model != nullptr) pending->sparsity = Override(model->spec().sparsity, execution.sparsity);
   pending->context = context;
   return pending;

@@ -23,6 +23,7 @@ using Clock = std::chrono::steady_clock;
 // Filled by the handler that executes the call; read once, when the call is answered.
 struct CallFacts {
   std::string model;  // of a model that exists; "" otherwise: labels are never a caller's invention
+  std::string modality;        // of the layer; "" without a model, and where nothing says it
   std::string implementation;  // that executed
   bool executed = false;
   bool fell_back =

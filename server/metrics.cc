@@ -112,11 +112,15 @@ void Metrics::Finish(const std::string& rpc, const CallContext& context, const s
   requests_
       .Add({{"rpc", rpc},
             {"model", facts.model},
+            {"modality", facts.modality},
             {"implementation", facts.implementation},
             {"code", code}})
       .Increment();
   duration_
-      .Add({{"rpc", rpc}, {"model", facts.model}, {"implementation", facts.implementation}},
+      .Add({{"rpc", rpc},
+            {"model", facts.model},
+            {"modality", facts.modality},
+            {"implementation", facts.implementation}},
            kSeconds)
       .Observe(std::chrono::duration<double>(Clock::now() - context.arrival).count());
   sent_.Add({{"rpc", rpc}}).Increment(static_cast<double>(sent_bytes));
@@ -124,7 +128,9 @@ void Metrics::Finish(const std::string& rpc, const CallContext& context, const s
   const prometheus::Labels labels = {{"model", facts.model},
                                      {"implementation", facts.implementation}};
   queue_.Add({{"model", facts.model}}, kSeconds).Observe(facts.queue_seconds);
-  compute_.Add(labels, kSeconds).Observe(facts.compute_seconds);
+  prometheus::Labels compute = labels;
+  compute.emplace("modality", facts.modality);
+  compute_.Add(compute, kSeconds).Observe(facts.compute_seconds);
   if (facts.cached_tokens > 0) {
     cached_tokens_.Add({{"model", facts.model}})
         .Increment(static_cast<double>(facts.cached_tokens));

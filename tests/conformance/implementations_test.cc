@@ -7,6 +7,7 @@
 
 #include "core/attention_implementation.h"
 #include "kernels/cpu/isa.h"
+#include "tests/conformance/tested_table.h"
 #include "tests/core/core_fixture.h"
 #include "tests/kernels/standard_attention_cases.h"
 #include "tests/reference/attention_reference.h"
@@ -39,7 +40,7 @@ std::vector<ProblemCase> AllCases() {
 class ImplementationsTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(ImplementationsTest, AgreesWithTheReferenceWhereverItSaysThatItCan) {
-  const ImplementationRow& row = *FindImplementation(BuiltInImplementations(), GetParam());
+  const ImplementationRow& row = *FindImplementation(TestedImplementations(), GetParam());
   const std::unique_ptr<AttentionImplementation> implementation = row.create();
   TestDevice test;
   std::map<std::string, int> refused;
@@ -88,7 +89,7 @@ TEST_P(ImplementationsTest, AgreesWithTheReferenceWhereverItSaysThatItCan) {
 
 INSTANTIATE_TEST_SUITE_P(Table, ImplementationsTest, testing::ValuesIn([] {
                            std::vector<std::string> names;
-                           for (const ImplementationRow& row : BuiltInImplementations()) {
+                           for (const ImplementationRow& row : TestedImplementations()) {
                              names.push_back(row.name);
                            }
                            return names;

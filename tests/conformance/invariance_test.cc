@@ -8,6 +8,7 @@
 
 #include "core/attention_implementation.h"
 #include "tests/conformance/paged_problem.h"
+#include "tests/conformance/tested_table.h"
 #include "tests/core/core_fixture.h"
 #include "tests/kernels/flash_runner.h"
 #include "tests/kernels/problem_parts.h"
@@ -26,7 +27,7 @@ using reference::ProblemParts;
 class InvarianceTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    row_ = FindImplementation(BuiltInImplementations(), GetParam());
+    row_ = FindImplementation(TestedImplementations(), GetParam());
     implementation_ = row_->create();
   }
 
@@ -130,7 +131,7 @@ TEST_P(InvarianceTest, DecodeAndPrefillOfACache) {
 
 std::vector<std::string> InvariantRows() {
   std::vector<std::string> names;
-  for (const ImplementationRow& row : BuiltInImplementations()) {
+  for (const ImplementationRow& row : TestedImplementations()) {
     if (row.traits.batch_invariant) names.push_back(row.name);
   }
   return names;

@@ -9,6 +9,7 @@
 #include "core/attention_implementation.h"
 #include "kernels/cpu/isa.h"
 #include "tests/conformance/paged_problem.h"
+#include "tests/conformance/tested_table.h"
 #include "tests/core/core_fixture.h"
 #include "tests/reference/attention_reference.h"
 #include "tests/reference/expect_close.h"
@@ -183,7 +184,7 @@ double RelativeRms(const kernels::AttentionArgs& args, const kernels::AttentionA
 class PagedTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    row_ = FindImplementation(BuiltInImplementations(), GetParam());
+    row_ = FindImplementation(TestedImplementations(), GetParam());
     implementation_ = row_->create();
   }
 
@@ -271,7 +272,7 @@ TEST_P(PagedTest, Int8IsCloseToTheKeysThatWereAppended) {
 
 INSTANTIATE_TEST_SUITE_P(Table, PagedTest, testing::ValuesIn([] {
                            std::vector<std::string> names;
-                           for (const ImplementationRow& row : BuiltInImplementations()) {
+                           for (const ImplementationRow& row : TestedImplementations()) {
                              names.push_back(row.name);
                            }
                            return names;

@@ -1,5 +1,5 @@
-// attnd: reads its configuration, serves, and drains on SIGTERM or SIGINT; a second signal ends it
-// at once.
+#include "server/run_server.h"
+
 #include <google/protobuf/stubs/logging.h>
 #include <limits.h>
 #include <signal.h>
@@ -15,12 +15,12 @@
 #include <thread>
 
 #include "absl/strings/str_join.h"
-#include "core/attention_implementation.h"
 #include "kernels/cpu/isa.h"
 #include "server/config.h"
 #include "server/server.h"
 #include "server/version.h"
 
+namespace attn::server {
 namespace {
 
 // LibTorch's OpenMP threads spin for milliseconds after each region and starve gRPC's on the same
@@ -93,13 +93,13 @@ class Signals {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const attn::server::CommandLine line = attn::server::ParseCommandLine(argc, argv);
+int RunServer(int argc, char** argv, ImplementationTable table) {
+  const CommandLine line = ParseCommandLine(argc, argv);
   if (line.exit_code) return *line.exit_code;
   UsePassiveOpenMp(argv);
   SetUpLog(line.config.log_level());
-  if (attn::kernels::cpu::ForcedIsaError() != nullptr) {
-    std::fprintf(stderr, "attnd: %s\n", attn::kernels::cpu::ForcedIsaError());
+  if (kernels::cpu::ForcedIsaError() != nullptr) {
+    std::fprintf(stderr, "attnd: %s\n", kernels::cpu::ForcedIsaError());
     return 2;
   }
   static Signals signals;  // its thread never ends
@@ -107,9 +107,9 @@ int main(int argc, char** argv) {
   // Protobuf reports what can't be parsed to stderr: callers are told by a status, and could fill
   // the log.
   google::protobuf::SetLogHandler(nullptr);
-  spdlog::info("attnd {} starts: {} threads, cpu/{}", attn::server::kVersion, line.config.threads(),
-               attn::kernels::cpu::ActiveIsa().name);
-  auto server = attn::server::Server::Start(line.config, attn::BuiltInImplementations());
+  spdlog::info("attnd {} starts: {} threads, cpu/{}", kVersion, line.config.threads(),
+               kernels::cpu::ActiveIsa().name);
+  auto server = Server::Start(line.config, table);
   if (!server.ok()) {
     std::fprintf(stderr, "attnd: %s\n", std::string(server.status().message()).c_str());
     return 1;
@@ -118,7 +118,7 @@ int main(int argc, char** argv) {
                (*server)->metrics().empty() ? "no address" : (*server)->metrics() + "/metrics");
 
   // Never destroyed: the metrics endpoint's end takes two seconds, and the process is over anyway.
-  static attn::server::Server* const running = server->release();
+  static Server* const running = server->release();
 
   const int received = signals.WaitForDrain();
   spdlog::info("drains: signal {}; a second one ends the server at once", received);
@@ -134,3 +134,5 @@ int main(int argc, char** argv) {
 #endif
   return status;
 }
+
+}  // namespace attn::server

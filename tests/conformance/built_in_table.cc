@@ -1,0 +1,7 @@
+#include "tests/conformance/tested_table.h"
+
+namespace attn {
+
+ImplementationTable TestedImplementations() { return BuiltInImplementations(); }
+
+}  // namespace attn

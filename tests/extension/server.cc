@@ -1,0 +1,7 @@
+// attnd with one implementation more.
+#include "server/run_server.h"
+#include "tests/extension/extended_table.h"
+
+int main(int argc, char** argv) {
+  return attn::server::RunServer(argc, argv, attn::ExtendedImplementations());
+}

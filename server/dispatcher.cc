@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "server/admin_handlers.h"
 #include "server/attention_handlers.h"
+#include "server/select_handlers.h"
 #include "server/session_handlers.h"
 
 namespace attn::server {
@@ -163,7 +164,7 @@ const Rpc kCloseSession = DeferredRpc("CloseSession", &HandleCloseSession);
 const Rpc kListSessions = MessageRpc("ListSessions", &HandleListSessions);
 const Rpc kRegisterSharedMemory = UnimplementedRpc("RegisterSharedMemory");
 const Rpc kUnregisterSharedMemory = UnimplementedRpc("UnregisterSharedMemory");
-const Rpc kSelectAttention = UnimplementedRpc("SelectAttention");
+const Rpc kSelectAttention = MessageRpc("SelectAttention", &HandleSelectAttention);
 const Rpc kBenchmarkAttention = UnimplementedRpc("BenchmarkAttention");
 const Rpc kStreamForward{"Stream.Forward", &DispatchForward};
 const Rpc kStreamAttend{"Stream.Attend", &DispatchAttend};

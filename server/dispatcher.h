@@ -33,9 +33,9 @@ extern const Rpc kListModels, kLoadModel, kUnloadModel, kSwitchAttention, kListI
     kListSessions, kGetHardware;
 // What a stream carries (server/request_stream.h); apart in the metrics.
 extern const Rpc kStreamForward, kStreamAttend, kStreamOpen, kStreamFork, kStreamClose;
+extern const Rpc kSelectAttention;
 // UNIMPLEMENTED, each by its name.
-extern const Rpc kRegisterSharedMemory, kUnregisterSharedMemory, kSelectAttention,
-    kBenchmarkAttention;
+extern const Rpc kRegisterSharedMemory, kUnregisterSharedMemory, kBenchmarkAttention;
 }  // namespace rpcs
 
 class Dispatcher {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/hardware.h"
 #include "core/model_registry.h"
 #include "core/session_table.h"
 #include "core/workspace.h"
@@ -36,6 +37,8 @@ struct ServerOptions {
   SessionTable::Options sessions;
   Executor::Options cpu;   // one CPU device over all cores
   std::string model_root;  // of LoadModel
+  // What selectors and GetHardware are told; tests put a description of their own in its place.
+  std::shared_ptr<const HardwareSource> hardware = SystemHardware();
 };
 
 class ServerState {

@@ -108,9 +108,10 @@ absl::Status HandleListImplementations(ServerState& state, const proto::ListImpl
   return absl::OkStatus();
 }
 
-absl::Status HandleGetHardware(ServerState&, const proto::GetHardwareRequest&,
+absl::Status HandleGetHardware(ServerState& state, const proto::GetHardwareRequest&,
                                proto::GetHardwareResponse& response) {
-  const CpuHardware cpu = DescribeCpu();
+  const HardwareDescription hardware = state.options().hardware->Describe();
+  const CpuHardware& cpu = hardware.cpu;
   proto::Cpu& message = *response.mutable_cpu();
   message.set_model(cpu.model);
   message.set_cores(static_cast<std::uint32_t>(cpu.cores));
@@ -118,6 +119,15 @@ absl::Status HandleGetHardware(ServerState&, const proto::GetHardwareRequest&,
   message.set_available_bytes(cpu.available_bytes);
   for (const std::string& feature : cpu.features) message.add_features(feature);
   message.set_active(cpu.active);
+  for (const GpuHardware& gpu : hardware.gpus) {
+    proto::Gpu& described = *response.add_gpus();
+    described.set_name(gpu.name);
+    described.set_compute_capability(absl::StrCat(gpu.major, ".", gpu.minor));
+    described.set_tensor_cores(gpu.tensor_cores);
+    described.set_memory_bytes(gpu.memory_bytes);
+    described.set_free_bytes(gpu.free_bytes);
+    described.set_multiprocessors(static_cast<std::uint32_t>(gpu.multiprocessors));
+  }
   return absl::OkStatus();
 }
 

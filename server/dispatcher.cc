@@ -8,6 +8,7 @@
 #include "server/admin_handlers.h"
 #include "server/attention_handlers.h"
 #include "server/benchmark_handlers.h"
+#include "server/select_handlers.h"
 #include "server/session_handlers.h"
 
 namespace attn::server {
@@ -174,8 +175,8 @@ const Rpc kCloseSession = DeferredRpc("CloseSession", &HandleCloseSession);
 const Rpc kListSessions = MessageRpc("ListSessions", &HandleListSessions);
 const Rpc kRegisterSharedMemory = UnimplementedRpc("RegisterSharedMemory");
 const Rpc kUnregisterSharedMemory = UnimplementedRpc("UnregisterSharedMemory");
-const Rpc kSelectAttention = UnimplementedRpc("SelectAttention");
 const Rpc kBenchmarkAttention{"BenchmarkAttention", &DispatchBenchmark};
+const Rpc kSelectAttention = MessageRpc("SelectAttention", &HandleSelectAttention);
 const Rpc kStreamForward{"Stream.Forward", &DispatchForward};
 const Rpc kStreamAttend{"Stream.Attend", &DispatchAttend};
 const Rpc kStreamOpen = MessageRpc("Stream.OpenSession", &HandleOpenSession);

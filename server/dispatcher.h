@@ -34,8 +34,9 @@ extern const Rpc kListModels, kLoadModel, kUnloadModel, kSwitchAttention, kListI
 // What a stream carries (server/request_stream.h); apart in the metrics.
 extern const Rpc kStreamForward, kStreamAttend, kStreamOpen, kStreamFork, kStreamClose;
 extern const Rpc kBenchmarkAttention;  // answers through CallContext::send
+extern const Rpc kSelectAttention;
 // UNIMPLEMENTED, each by its name.
-extern const Rpc kRegisterSharedMemory, kUnregisterSharedMemory, kSelectAttention;
+extern const Rpc kRegisterSharedMemory, kUnregisterSharedMemory;
 }  // namespace rpcs
 
 class Dispatcher {

@@ -39,13 +39,14 @@ ServerState::ServerState(const ServerOptions& options, ImplementationTable table
                                                     options.limits.queue_capacity));
     slots.push_back({device.get(), workspaces_.back().get()});
   }
-  registry_ = std::make_unique<ModelRegistry>(table, std::move(slots));
+  registry_ = std::make_unique<ModelRegistry>(table, std::move(slots), options.hardware);
   sessions_ = std::make_unique<SessionTable>(
       std::make_shared<CachePool>(*devices_.front(), options.limits.cache_bytes), options.sessions);
   lanes_ =
       std::make_unique<SessionLanes>(*sessions_, kWaitingPerQueued * options.limits.queue_capacity);
   background_ = std::make_unique<Executor>(Executor::Options{});
   benchmarks_ = std::make_unique<Executor>(Executor::Options{});
+  registry_->MeasureDevices();  // before the first request, which waits for it if it comes at once
   timer_ = std::make_unique<Timer>();
   ExpireSessions();
 }

@@ -9,6 +9,7 @@
 
 #include "core/attention_benchmark.h"
 #include "core/device.h"
+#include "core/hardware.h"
 #include "core/model_registry.h"
 #include "core/session_table.h"
 #include "core/workspace.h"
@@ -47,6 +48,8 @@ struct ServerOptions {
   Executor::Options cpu;   // one CPU device over all cores
   std::string model_root;  // of LoadModel
   BenchmarkSettings benchmarks;
+  // What selectors and GetHardware are told; tests put a description of their own in its place.
+  std::shared_ptr<const HardwareSource> hardware = SystemHardware();
 };
 
 class ServerState {

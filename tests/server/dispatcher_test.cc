@@ -140,7 +140,7 @@ TEST_F(DispatcherTest, WhatIsNotThereYetSaysSo) {
   request = RandomAttend(6);
   request.mutable_results()->mutable_output()->set_region("r");
   EXPECT_EQ(CodeOf(request), absl::StatusCode::kUnimplemented);
-  for (const Rpc* rpc : {&rpcs::kSelectAttention, &rpcs::kRegisterSharedMemory}) {
+  for (const Rpc* rpc : {&rpcs::kUnregisterSharedMemory, &rpcs::kRegisterSharedMemory}) {
     EXPECT_EQ(Call(dispatcher_, *rpc, BytesOf("")).status.code(), absl::StatusCode::kUnimplemented);
   }
 }
@@ -337,6 +337,110 @@ TEST_F(DispatcherTest, ControlPlaneDescribesWhatIsThere) {
   EXPECT_TRUE(Call(dispatcher_, rpcs::kUnloadModel, unload).status.ok());
   EXPECT_EQ(Call(dispatcher_, rpcs::kUnloadModel, unload).status.code(),
             absl::StatusCode::kNotFound);
+}
+
+TEST_F(DispatcherTest, SelectAttentionTellsWhatAutoWouldChooseAndWhy) {
+  ASSERT_TRUE(Load(SpecOf("m", 4, 16)).ok());
+  proto::SelectAttentionRequest request;
+  request.mutable_layer()->set_model("m");
+  request.mutable_shape()->set_batch(1);
+  request.mutable_shape()->set_q_len(9);
+  request.mutable_shape()->set_kv_len(9);
+  const auto select = [&] {
+    const Reply reply = Call(dispatcher_, rpcs::kSelectAttention, request);
+    EXPECT_TRUE(reply.status.ok()) << reply.status;
+    return reply.As<proto::SelectAttentionResponse>();
+  };
+  auto response = select();
+  ASSERT_EQ(response.candidates_size(), static_cast<int>(BuiltInImplementations().size()));
+  EXPECT_EQ(response.candidates(0).implementation(), response.implementation());
+  EXPECT_NE(response.reason().find(response.implementation() + ": estimated"), std::string::npos);
+  for (const proto::Candidate& candidate : response.candidates()) {
+    EXPECT_FALSE(candidate.reason().empty());
+    EXPECT_GT(candidate.estimated_seconds(), 0.0) << candidate.implementation();
+    EXPECT_EQ(candidate.eligible(), candidate.implementation() != "sparse");
+  }
+  request.mutable_shape()->set_output_attentions(true);
+  response = select();
+  EXPECT_EQ(response.implementation(), "standard");
+  EXPECT_FALSE(response.candidates(1).eligible());
+  request.mutable_shape()->set_q_len(20000);  // 3 GB of scores: more than an execution may have
+  request.mutable_shape()->set_kv_len(40000);
+  response = select();
+  EXPECT_EQ(response.implementation(), "");
+  EXPECT_NE(response.reason().find("scratch memory"), std::string::npos) << response.reason();
+}
+
+TEST_F(DispatcherTest, SelectAttentionNamesTheFieldThatIsWrong) {
+  ASSERT_TRUE(Load(SpecOf("m", 4, 16)).ok());
+  proto::SelectAttentionRequest good;
+  good.mutable_layer()->set_model("m");
+  good.mutable_shape()->set_batch(2);
+  good.mutable_shape()->set_q_len(4);
+  good.mutable_shape()->set_kv_len(8);
+  const auto field = [&](const proto::SelectAttentionRequest& request) {
+    return ErrorDetailsOf(Call(dispatcher_, rpcs::kSelectAttention, request).status)["field"];
+  };
+  EXPECT_EQ(field(good), "");
+  proto::SelectAttentionRequest request = good;
+  request.clear_layer();
+  EXPECT_EQ(field(request), "layer.model");
+  request = good;
+  request.mutable_shape()->set_batch(0);
+  EXPECT_EQ(field(request), "shape.batch");
+  request = good;
+  request.mutable_shape()->set_kv_len(4000000000u);
+  EXPECT_EQ(field(request), "shape.kv_len");
+  request = good;
+  request.mutable_shape()->set_dtype(proto::DATA_TYPE_INT64);
+  EXPECT_EQ(field(request), "shape.dtype");
+  request = good;
+  request.mutable_shape()->add_query_lengths(3);
+  EXPECT_EQ(field(request), "shape.query_lengths");
+  request = good;
+  request.mutable_shape()->add_kv_lengths(3);
+  request.mutable_shape()->add_kv_lengths(9);
+  EXPECT_EQ(field(request), "shape.kv_lengths");
+  request = good;
+  request.mutable_layer()->set_layer(7);
+  EXPECT_EQ(Call(dispatcher_, rpcs::kSelectAttention, request).status.code(),
+            absl::StatusCode::kNotFound);
+}
+
+class FakeHardware final : public HardwareSource {
+ public:
+  HardwareDescription Describe() const override {
+    return {DescribeCpu(),
+            {{"fake", 6, 1, false, std::uint64_t{6} << 30, std::uint64_t{5} << 30, 10}}};
+  }
+  std::string ActiveIsa() const override { return "avx2"; }
+  std::uint64_t AvailableBytes() const override { return std::uint64_t{512} << 20; }
+};
+
+TEST(HardwareHandlerTest, ShowsGpusAndFreeMemoryBindsTheChoice) {
+  ServerOptions options = SmallServer();
+  options.limits.max_workspace_bytes = std::uint64_t{8} << 30;
+  options.hardware = std::make_shared<FakeHardware>();
+  ServerState state(options, BuiltInImplementations());
+  Dispatcher dispatcher(state);
+  const auto hardware = Call(dispatcher, rpcs::kGetHardware, proto::GetHardwareRequest())
+                            .As<proto::GetHardwareResponse>();
+  ASSERT_EQ(hardware.gpus_size(), 1);
+  EXPECT_EQ(hardware.gpus(0).compute_capability(), "6.1");
+  EXPECT_FALSE(hardware.gpus(0).tensor_cores());
+  proto::LoadModelRequest load;
+  *load.mutable_spec() = SpecOf("m", 4, 16);
+  ASSERT_TRUE(Call(dispatcher, rpcs::kLoadModel, load).status.ok());
+  proto::SelectAttentionRequest request;
+  request.mutable_layer()->set_model("m");
+  request.mutable_shape()->set_batch(1);
+  request.mutable_shape()->set_q_len(16384);  // 1 GiB for a head's scores
+  request.mutable_shape()->set_kv_len(16384);
+  request.mutable_shape()->set_output_attentions(true);
+  const auto response =
+      Call(dispatcher, rpcs::kSelectAttention, request).As<proto::SelectAttentionResponse>();
+  EXPECT_EQ(response.implementation(), "");
+  EXPECT_NE(response.reason().find("512 MiB"), std::string::npos) << response.reason();
 }
 
 TEST_F(DispatcherTest, ASwitchThatCantServeTheModelLeavesTheActiveOne) {

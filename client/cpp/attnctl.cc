@@ -126,6 +126,7 @@ int Main(int argc, char** argv) {
   // Commands inherit the footer that stands when they are added.
   app.footer("--address, --timeout and --json may be given here too: see 'attnctl --help'.");
   AddModelCommands(app, line);
+  AddSelectCommand(app, line);
   AddSessionCommands(app, line);
   AddServerCommands(app, line);
   AddAttendCommand(app, line);

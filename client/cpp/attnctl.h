@@ -25,8 +25,9 @@ struct CommandLine {
 };
 
 // Each adds the commands of one file to `app`. Both arguments outlive the parsing and the run.
-void AddModelCommands(CLI::App& app, CommandLine& line);    // models, model, switch
-void AddServerCommands(CLI::App& app, CommandLine& line);   // implementations, hardware, info
+void AddModelCommands(CLI::App& app, CommandLine& line);   // models, model, switch
+void AddServerCommands(CLI::App& app, CommandLine& line);  // implementations, hardware, info
+void AddSelectCommand(CLI::App& app, CommandLine& line);
 void AddSessionCommands(CLI::App& app, CommandLine& line);  // sessions, session
 void AddAttendCommand(CLI::App& app, CommandLine& line);
 void AddBenchmarkCommand(CLI::App& app, CommandLine& line);

@@ -88,6 +88,11 @@ absl::StatusOr<v1::UnloadModelResponse> Client::UnloadModel(const v1::UnloadMode
   return impl_->Call(impl_->admin(), &AdminStub::UnloadModel, request);
 }
 
+absl::StatusOr<v1::SelectAttentionResponse> Client::SelectAttention(
+    const v1::SelectAttentionRequest& request) {
+  return impl_->Call(impl_->admin(), &AdminStub::SelectAttention, request);
+}
+
 absl::StatusOr<v1::SwitchAttentionResponse> Client::SwitchAttention(
     const v1::SwitchAttentionRequest& request) {
   return impl_->Call(impl_->admin(), &AdminStub::SwitchAttention, request);

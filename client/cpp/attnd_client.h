@@ -96,6 +96,8 @@ class Client {
       const attention::v1::BenchmarkAttentionRequest& request,
       const std::function<void(const attention::v1::BenchmarkAttentionResponse&)>& take,
       const CallOptions& options = {});
+  absl::StatusOr<attention::v1::SelectAttentionResponse> SelectAttention(
+      const attention::v1::SelectAttentionRequest& request);
   absl::StatusOr<attention::v1::ListImplementationsResponse> ListImplementations();
   absl::StatusOr<attention::v1::GetHardwareResponse> GetHardware();
   // One page; the request's page_token says which.

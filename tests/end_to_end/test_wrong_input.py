@@ -6,7 +6,6 @@ import pytest
 
 from attnd._proto.attention.v1 import attention_pb2, types_pb2
 from end_to_end.messages import (
-    ADMIN,
     ATTENTION,
     BOOL,
     FLOAT16,

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from attnd import _wire
-from attnd._proto.attention.v1 import attention_pb2, types_pb2
+from attnd._proto.attention.v1 import admin_pb2, attention_pb2, types_pb2
 from attnd.arguments import (
     AttendArguments,
     CacheMode,
@@ -16,6 +16,7 @@ from attnd.arguments import (
     Kind,
     Layout,
     PerRow,
+    SelectArguments,
     SessionLike,
     Stage,
 )
@@ -139,6 +140,27 @@ def forward(hidden_states: TensorT, arguments: ForwardArguments) -> Call[TensorT
         "past_key_value.inline_kv.value": arguments.get("past_value"),
     }
     return Call("Forward", request, tensors, hidden_states)
+
+
+def select(
+    model: str, layer: int, batch: int, q_len: int, kv_len: int, arguments: SelectArguments
+) -> admin_pb2.SelectAttentionRequest:
+    _refuse_unknown("select_attention", arguments, SelectArguments)
+    dtype = arguments.get("dtype")
+    shape = admin_pb2.AttentionShape(
+        batch=batch,
+        q_len=q_len,
+        kv_len=kv_len,
+        dtype=None if dtype is None else data_type(dtype),
+        cached=arguments.get("cached", False),
+        has_mask=arguments.get("has_mask", False),
+        output_attentions=arguments.get("output_attentions", False),
+        output_lse=arguments.get("output_lse", False),
+        query_lengths=arguments.get("query_lengths"),
+        kv_lengths=arguments.get("kv_lengths"),
+    )
+    ref = _layer({**arguments, "model": model, "layer": layer})
+    return admin_pb2.SelectAttentionRequest(layer=ref, shape=shape)
 
 
 def open_session(

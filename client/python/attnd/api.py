@@ -16,6 +16,7 @@ from attnd._proto.attention.v1.admin_pb2 import (
     ModelSpec,
     ModelStatus,
     RotaryEmbedding,
+    SelectAttentionResponse,
     SessionStatus,
     SwitchAttentionResponse,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "ModelStatus",
     "PerHeadValues",
     "RotaryEmbedding",
+    "SelectAttentionResponse",
     "SessionStatus",
     "SwitchAttentionResponse",
 ]

@@ -85,3 +85,17 @@ class ForwardArguments(SharedArguments, total=False):
     encoder_hidden_states: AnyTensor | None
     position_ids: AnyTensor | None
     options: types_pb2.AttentionOptions | None  # override the layer's
+
+
+class SelectArguments(TypedDict, total=False):
+    """Of `select_attention`: a request's shape, without its tensors."""
+
+    stack: str  # of a model with several
+    kind: Kind
+    dtype: object  # a dtype of NumPy or PyTorch, or its name; left out: the model's
+    cached: bool  # earlier keys lie in sessions
+    has_mask: bool
+    output_attentions: bool
+    output_lse: bool
+    query_lengths: Sequence[int] | None  # of rows that differ
+    kv_lengths: Sequence[int] | None

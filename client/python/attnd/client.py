@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from attnd import _benchmark, _channel, _requests, _wire, errors
 from attnd._proto.attention.v1 import admin_pb2, attention_pb2
-from attnd.arguments import AttendArguments, ForwardArguments, SessionLike
+from attnd.arguments import AttendArguments, ForwardArguments, SelectArguments, SessionLike
 from attnd.results import AttentionResult
 from attnd.sessions import Session
 from attnd.stream import Stream
@@ -299,6 +299,30 @@ class Client:
             raise errors.from_rpc_error(error) from error
         finally:
             call.cancel()
+
+    def select_attention(
+        self,
+        model: str,
+        layer: int = 0,
+        *,
+        q_len: int,
+        kv_len: int | None = None,
+        batch: int = 1,
+        timeout: float | None = None,
+        **arguments: Unpack[SelectArguments],
+    ) -> admin_pb2.SelectAttentionResponse:
+        """What "auto" would choose for a request of this shape on a model's layer, and why.
+
+        `kv_len` counts past and new keys; left out, it is `q_len`. The answer's candidates are all
+        implementations, best first, each with its estimate or why it was passed over; its
+        `implementation` is empty where none can do what is asked.
+        """
+        request = _requests.select(
+            model, layer, batch, q_len, q_len if kv_len is None else kv_len, arguments
+        )
+        return self._call(
+            f"{_ADMIN}SelectAttention", request, admin_pb2.SelectAttentionResponse, timeout
+        )
 
     def list_implementations(
         self, *, timeout: float | None = None

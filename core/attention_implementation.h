@@ -177,7 +177,7 @@ struct ImplementationRow {
   std::unique_ptr<AttentionImplementation> (*create)();
 };
 
-// Best first: "auto" takes the first row that can do what is asked.
+// Best first: what "auto" takes where nothing is estimated (core/selector.h).
 using ImplementationTable = absl::Span<const ImplementationRow>;
 
 // The rows that come with the server (core/registry.cc).

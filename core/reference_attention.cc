@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "absl/status/status.h"
+#include "core/attention_implementation.h"
+#include "core/dtype_conversion.h"
 
 namespace attn {
 namespace {
@@ -20,36 +21,23 @@ using kernels::Sequence;
 
 constexpr double kHidden = -std::numeric_limits<double>::infinity();
 
-double FromFloat16(std::uint16_t bits) {
-  const double sign = (bits & 0x8000u) != 0 ? -1.0 : 1.0;
-  const int exponent = bits >> 10 & 0x1f;
-  const double fraction = (bits & 0x3ffu) / 1024.0;
-  if (exponent == 0) return sign * std::ldexp(fraction, -14);
-  if (exponent == 0x1f) {
-    return fraction == 0.0 ? sign * std::numeric_limits<double>::infinity()
-                           : std::numeric_limits<double>::quiet_NaN();
-  }
-  return sign * std::ldexp(1.0 + fraction, exponent - 15);
-}
-
-double ElementAt(const void* data, ElementType type, std::int64_t index) {
-  if (type == ElementType::kFloat32) {
-    float value;
-    std::memcpy(&value, static_cast<const char*>(data) + index * 4, sizeof(value));
-    return static_cast<double>(value);
-  }
-  std::uint16_t half;
-  std::memcpy(&half, static_cast<const char*>(data) + index * 2, sizeof(half));
-  if (type == ElementType::kFloat16) return FromFloat16(half);
-  const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
+float ElementAt(const void* data, ElementType type, std::int64_t index) {
   float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return static_cast<double>(value);
+  const std::int64_t bytes = type == ElementType::kFloat32 ? 4 : 2;
+  ConvertElements(static_cast<const char*>(data) + index * bytes, FromElementType(type), &value,
+                  DType::kFloat32, 1);
+  return value;
 }
 
-double RowElement(const RowsView& rows, ElementType type, std::int64_t row, std::int64_t head,
-                  std::int64_t i) {
-  return ElementAt(rows.data, type, row * rows.row_stride + head * rows.head_stride + i);
+// A row of one head as float32, which holds every element exactly.
+std::vector<float> RowOf(const RowsView& rows, ElementType type, std::int64_t row,
+                         std::int64_t head, std::int64_t dim) {
+  std::vector<float> values(static_cast<std::size_t>(dim));
+  const std::int64_t at = row * rows.row_stride + head * rows.head_stride;
+  const std::int64_t bytes = type == ElementType::kFloat32 ? 4 : 2;
+  ConvertElements(static_cast<const char*>(rows.data) + at * bytes, FromElementType(type),
+                  values.data(), DType::kFloat32, values.size());
+  return values;
 }
 
 // What the mask adds to the score: 0, a bias, or -inf.
@@ -63,11 +51,11 @@ double MaskBias(const Mask& mask, std::int64_t batch, std::int64_t head, std::in
     case MaskType::kBool:
       return static_cast<const std::uint8_t*>(mask.data)[at] != 0 ? 0.0 : kHidden;
     case MaskType::kFloat16:
-      return ElementAt(mask.data, ElementType::kFloat16, at);
+      return static_cast<double>(ElementAt(mask.data, ElementType::kFloat16, at));
     case MaskType::kBFloat16:
-      return ElementAt(mask.data, ElementType::kBFloat16, at);
+      return static_cast<double>(ElementAt(mask.data, ElementType::kBFloat16, at));
     default:
-      return ElementAt(mask.data, ElementType::kFloat32, at);
+      return static_cast<double>(ElementAt(mask.data, ElementType::kFloat32, at));
   }
 }
 
@@ -85,15 +73,17 @@ absl::StatusOr<std::vector<double>> ReferenceRow(const AttentionArgs& args, std:
   const Sequence& s = args.sequences[sequence];
   const std::int64_t kv_head = head / (args.num_heads / args.num_kv_heads);
   const std::int64_t position = s.first_query_position + row;
+  const std::vector<float> query = RowOf(s.query, args.dtype, row, head, args.head_dim);
   std::vector<double> scores;
   scores.reserve(static_cast<std::size_t>(s.kv_len));
   for (std::int64_t span = 0; span < s.num_spans; ++span) {
     for (std::int64_t k = 0; k < s.spans[span].length; ++k) {
       const auto key = static_cast<std::int64_t>(scores.size());
+      const std::vector<float> keys =
+          RowOf(s.spans[span].key, args.kv_dtype, k, kv_head, args.head_dim);
       double score = 0.0;
-      for (std::int64_t i = 0; i < args.head_dim; ++i) {
-        score += RowElement(s.query, args.dtype, row, head, i) *
-                 RowElement(s.spans[span].key, args.kv_dtype, k, kv_head, i);
+      for (std::size_t i = 0; i < keys.size(); ++i) {
+        score += static_cast<double>(query[i]) * static_cast<double>(keys[i]);
       }
       score *= static_cast<double>(args.scale);
       if (args.soft_cap > 0.0f) {
@@ -123,9 +113,10 @@ absl::StatusOr<std::vector<double>> ReferenceRow(const AttentionArgs& args, std:
       if (scores[key] == kHidden) continue;
       const double weight = std::exp(scores[key] - top);
       sum += weight;
-      for (std::int64_t i = 0; i < args.value_dim; ++i) {
-        output[static_cast<std::size_t>(i)] +=
-            weight * RowElement(s.spans[span].value, args.kv_dtype, k, kv_head, i);
+      const std::vector<float> values =
+          RowOf(s.spans[span].value, args.kv_dtype, k, kv_head, args.value_dim);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        output[i] += weight * static_cast<double>(values[i]);
       }
     }
   }
